@@ -1,0 +1,51 @@
+# make train   .venv, compilation, the main job on the embedded digits; pictures and scores in runs/
+# make test    .venv, compilation, every test
+# make bench   all benchmarks; results in benchmarks/results
+# make lint    ruff, mypy, clang-format
+# make check-cuda   compile, link and load the CUDA extension against a CUDA PyTorch, without a GPU
+#
+# TORCH=2.13.0 is what .venv gets; TORCH=2.14.1 any other, TORCH= the newest supported.
+# PYTHON=python3.12 chooses the interpreter.
+PYTHON ?= python3
+TORCH ?= 2.13.0
+VENV ?= .venv
+OUT ?= runs/digits
+CLANG_FORMAT_FILES := $(wildcard csrc/*/*.cpp csrc/*/*.cu csrc/include/lddgan/* python/*.cpp python/*.h)
+
+BIN := $(VENV)/bin
+TORCH_SPEC := $(if $(TORCH),torch==$(TORCH),torch>=2.11,<2.16)
+SOURCES := setup.py CMakeLists.txt pyproject.toml $(wildcard csrc/*/* csrc/include/lddgan/* python/*)
+
+.PHONY: train test bench lint check-cuda install clean
+install: $(VENV)/installed
+
+$(VENV)/torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "$(TORCH_SPEC)"
+	touch $@
+
+$(VENV)/installed: $(VENV)/torch $(SOURCES)
+	$(BIN)/python -m pip install --quiet -e .
+	touch $@
+
+$(VENV)/test-tools: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet -e ".[test,triton,lint,plot,lmdb]"
+	touch $@
+
+train: $(VENV)/installed
+	$(BIN)/python -m lddgan_kernels.train --out $(OUT)
+
+test: $(VENV)/test-tools
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/test-tools
+	$(BIN)/python -m benchmarks all
+
+lint: $(VENV)/test-tools
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CLANG_FORMAT_FILES)
+
+clean:
+	rm -rf build .venv *.egg-info lddgan_kernels/_C*.so

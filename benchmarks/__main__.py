@@ -1,0 +1,35 @@
+"""`python -m benchmarks NAME...`: the files of this folder without a leading `_`, or `all`."""
+
+import argparse
+import importlib
+import pkgutil
+
+import benchmarks
+from benchmarks import _harness
+
+
+def names() -> list[str]:
+    return sorted(m.name for m in pkgutil.iter_modules(benchmarks.__path__) if m.name[0] != "_")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=_harness.__doc__)
+    parser.add_argument("names", nargs="+", metavar="NAME", help=f"{', '.join(names())} or all")
+    parser.add_argument("--seconds", type=float, default=0.6, help="time for each side of a case")
+    parser.add_argument("--all", action="store_true", help="every preset, dtype and batch size")
+    options = parser.parse_args()
+    wanted = names() if "all" in options.names else options.names
+    unknown = sorted(set(wanted) - set(names()))
+    if unknown:
+        parser.error(f"no benchmark named {', '.join(unknown)}; there are {', '.join(names())}")
+    _harness.ensure_allocator()
+    for name in wanted:
+        module = importlib.import_module(f"benchmarks.{name}")
+        if hasattr(module, "cases"):
+            _harness.run(name, module.cases(), options.seconds)
+        else:  # whole-model benchmarks have a harness call of their own
+            module.main(everything=options.all)
+
+
+if __name__ == "__main__":
+    main()

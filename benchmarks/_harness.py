@@ -1,0 +1,232 @@
+"""One way to time everything.
+
+A case is one shape, dtype, layout and direction of an op. Its sides (`ours`, `eager`, `compile`,
+`copy`, ...) are first checked against each other, then timed interleaved in rounds, so that a slow
+minute of the machine hits all of them. Reported: p20/p50/p80 and the ratio of medians.
+
+On the CPU a stock allocator maps fresh pages for every large output and drowns the kernels: the
+harness re-executes itself with glibc's thresholds raised, for every side alike. On a GPU inputs
+rotate through more memory than the L2 cache holds, and times are taken with CUDA events.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+RESULTS = Path(__file__).parent / "results"
+TUNABLES = (
+    "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296:"
+    "glibc.malloc.top_pad=268435456"
+)
+
+
+@dataclass
+class Case:
+    """One row of a benchmark.
+
+    Attributes:
+        name: what is timed: shape, dtype, layout, direction.
+        group: rows of one group share a geometric mean.
+        inputs: makes one set of input tensors.
+        sides: name -> function of those inputs. "ours" is compared with every other.
+        check: asserts that the sides agree, before anything is timed.
+        bytes_moved: the least bytes read and written, for the share of the copy bandwidth.
+        flops: arithmetic, where it bounds.
+        targets: other side -> the ratio that was asked for.
+    """
+
+    name: str
+    group: str
+    inputs: Callable[[], tuple]
+    sides: dict[str, Callable]
+    check: Callable[[], None]
+    bytes_moved: int
+    flops: int = 0
+    targets: dict[str, float] = field(default_factory=dict)
+
+
+def device() -> torch.device:
+    """Where benchmarks run: the GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_name() -> str:
+    """The name under which results are stored."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name().replace(" ", "-").lower()
+    import platform
+
+    return f"cpu-{platform.machine()}-{torch.get_num_threads()}threads"
+
+
+def ensure_allocator() -> None:
+    """Re-executes this process with the allocator set so that large outputs are not re-faulted."""
+    if sys.platform == "linux" and os.environ.get("GLIBC_TUNABLES") != TUNABLES:
+        os.environ["GLIBC_TUNABLES"] = TUNABLES
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def with_gradient(fn: Callable[..., Tensor], needs: Sequence[int]) -> Callable:
+    """fn's forward and backward in one call; `needs` are the positions of differentiated inputs.
+
+    The last input is the incoming gradient.
+    """
+
+    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+        *args, grad = inputs
+        for i in needs:
+            args[i] = args[i].detach().requires_grad_()
+        return torch.autograd.grad(fn(*args), [args[i] for i in needs], grad)
+
+    return run
+
+
+def fresh_compile(fn: Callable, **options: object) -> Callable:
+    """torch.compile of fn, unaffected by what earlier cases compiled (no recompile limit)."""
+    torch._dynamo.reset()
+    return torch.compile(fn, dynamic=False, **options)
+
+
+def _time_once(fn: Callable, inputs: tuple, repeats: int) -> float:
+    if inputs and isinstance(inputs[0], Tensor) and inputs[0].is_cuda:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(repeats):
+            fn(*inputs)
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3 / repeats
+    begin = time.perf_counter()
+    for _ in range(repeats):
+        fn(*inputs)
+    return (time.perf_counter() - begin) / repeats
+
+
+def measure(case: Case, seconds: float = 0.6, min_rounds: int = 7) -> dict[str, list[float]]:
+    """Seconds a call of each side: [p20, p50, p80] over interleaved rounds.
+
+    Args:
+        seconds: about how long each side runs in all.
+        min_rounds: how many rounds at the least.
+    """
+    inputs = [case.inputs()]
+    if torch.cuda.is_available():
+        l2 = torch.cuda.get_device_properties(0).L2_cache_size
+        copies = min(16, max(1, math.ceil(3 * l2 / max(case.bytes_moved, 1))))
+        inputs += [case.inputs() for _ in range(copies - 1)]
+    repeats = {}
+    for name, fn in case.sides.items():
+        for i in range(3):
+            fn(*inputs[i % len(inputs)])
+        once = min(_time_once(fn, inputs[0], 1) for _ in range(3))
+        repeats[name] = max(1, min(1000, int(seconds / min_rounds / max(once, 1e-7) / 2)))
+    times: dict[str, list[float]] = {name: [] for name in case.sides}
+    begin = time.perf_counter()
+    limit = seconds * len(case.sides)
+    while len(times["ours"]) < min_rounds or (
+        time.perf_counter() - begin < limit and len(times["ours"]) < 30
+    ):
+        for name, fn in case.sides.items():
+            set_ = inputs[len(times[name]) % len(inputs)]
+            times[name].append(_time_once(fn, set_, repeats[name]))
+    return {
+        name: [sorted(values)[int(q * (len(values) - 1))] for q in (0.2, 0.5, 0.8)]
+        for name, values in times.items()
+    }
+
+
+def copy_bandwidth(size: int = 1 << 28) -> float:
+    """Bytes a second, read and written, of a large copy on the benchmark device."""
+    x = torch.empty(size // 4, device=device())
+    y = torch.empty_like(x)
+    times = [_time_once(lambda a, b: b.copy_(a), (x, y), 3) for _ in range(9)]
+    return 2 * size / sorted(times)[len(times) // 2]
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return math.exp(sum(map(math.log, values)) / len(values)) if values else math.nan
+
+
+def _commit() -> str:
+    result = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=RESULTS.parent,
+        capture_output=True,
+        text=True,
+    )
+    return result.stdout.strip() or "unknown"
+
+
+def store(benchmark: str, rows: list[dict], summary: dict) -> Path:
+    """Writes a benchmark's rows to results/<device>.json, replacing its earlier ones."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{device_name()}.json"
+    data = json.loads(path.read_text()) if path.exists() else {}
+    data[benchmark] = {
+        "date": date.today().isoformat(),
+        "commit": _commit(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "summary": summary,
+        "rows": rows,
+    }
+    path.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")
+    return path
+
+
+def run(benchmark: str, cases: Iterable[Case], seconds: float = 0.6) -> dict:
+    """Checks, times, prints and stores all cases of a benchmark; returns the summary.
+
+    The summary maps group -> side -> {"ratio": geometric mean of side/ours, "target": asked for}.
+    """
+    bandwidth = copy_bandwidth()
+    print(f"{benchmark} on {device_name()}, copy bandwidth {bandwidth / 1e9:.1f} GB/s")
+    rows = []
+    for case in cases:
+        case.check()
+        times = measure(case, seconds)
+        ours = times["ours"][1]
+        ratios = {name: t[1] / ours for name, t in times.items() if name != "ours"}
+        share = case.bytes_moved / ours / bandwidth
+        shown = "  ".join(f"{name} {ratio:6.2f}x" for name, ratio in ratios.items())
+        print(f"  {case.name:58s} {ours * 1e6:10.1f} us  {share:6.1%} of copy  {shown}", flush=True)
+        rows.append(
+            {
+                "name": case.name,
+                "group": case.group,
+                "bytes_moved": case.bytes_moved,
+                "flops": case.flops,
+                "share_of_copy": share,
+                "seconds_p20_p50_p80": times,
+                "targets": case.targets,
+            }
+        )
+    summary: dict = {}
+    for group in dict.fromkeys(row["group"] for row in rows):
+        members = [row for row in rows if row["group"] == group]
+        sides = [s for s in members[0]["seconds_p20_p50_p80"] if s != "ours"]
+        for side in sides:
+            ratio = geometric_mean(
+                row["seconds_p20_p50_p80"][side][1] / row["seconds_p20_p50_p80"]["ours"][1]
+                for row in members
+                if side in row["seconds_p20_p50_p80"]
+            )
+            target = members[0]["targets"].get(side)
+            summary.setdefault(group, {})[side] = {"ratio": ratio, "target": target}
+            asked = (
+                f" (asked {target:g}x: {'met' if ratio >= target else 'MISSED'})" if target else ""
+            )
+            print(f"{benchmark} | {group}: {ratio:.2f}x over {side}{asked}")
+    print(f"stored in {store(benchmark, rows, summary)}")
+    return summary

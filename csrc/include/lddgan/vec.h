@@ -1,0 +1,143 @@
+// A float vector of the widest register that this translation unit is compiled for.
+//
+// Each file in csrc/cpu is compiled once per instruction set (see isa.h); everything here lives in
+// that instruction set's namespace so that the linker never mixes them. GCC/Clang vector extensions
+// carry the arithmetic, so the same source runs on AVX-512, AVX2, SSE2 and other processors.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+#include "lddgan/dtype.h"
+#include "lddgan/isa.h"
+
+#define LDDGAN_INLINE inline __attribute__((always_inline))
+
+namespace lddgan::LDDGAN_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kWidth = 16;
+#elif defined(__AVX2__)
+constexpr int kWidth = 8;
+#else
+constexpr int kWidth = 4;
+#endif
+
+typedef float Vec __attribute__((vector_size(kWidth * 4), may_alias));
+typedef int32_t VecI __attribute__((vector_size(kWidth * 4), may_alias));
+typedef uint32_t VecU __attribute__((vector_size(kWidth * 4), may_alias));
+typedef uint16_t VecH __attribute__((vector_size(kWidth * 2), may_alias));
+
+LDDGAN_INLINE Vec broadcast(float value) { return Vec{} + value; }
+
+template <typename V, typename T>
+LDDGAN_INLINE V load_raw(const T* p) {
+  V v;
+  std::memcpy(&v, p, sizeof(V));
+  return v;
+}
+
+template <typename V, typename T>
+LDDGAN_INLINE void store_raw(T* p, V v) {
+  std::memcpy(p, &v, sizeof(V));
+}
+
+// Load kWidth elements of any storage type as floats.
+LDDGAN_INLINE Vec load(const float* p) { return load_raw<Vec>(p); }
+
+LDDGAN_INLINE Vec load(const BFloat16* p) {
+  VecU bits = __builtin_convertvector(load_raw<VecH>(p), VecU) << 16;
+  return (Vec)bits;
+}
+
+LDDGAN_INLINE Vec load(const Half* p) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(__AVX2__) && defined(__F16C__)
+  return (Vec)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+  Vec v;
+  for (int i = 0; i < kWidth; ++i) v[i] = to_float(p[i]);
+  return v;
+#endif
+}
+
+// Store kWidth floats, rounded to nearest even.
+LDDGAN_INLINE void store(float* p, Vec v) { store_raw(p, v); }
+
+LDDGAN_INLINE void store(BFloat16* p, Vec v) {
+  VecU bits = (VecU)v;
+  VecU rounded = bits + (((bits >> 16) & 1u) + 0x7fffu);
+  // A NaN keeps its sign and quiet bit; rounding could carry it into infinity.
+  VecU quiet = (bits & 0xffff0000u) | 0x00400000u;
+  VecI is_nan = v != v;
+  VecU chosen = ((VecU)is_nan & quiet) | (~(VecU)is_nan & rounded);
+  store_raw(p, __builtin_convertvector(chosen >> 16, VecH));
+}
+
+LDDGAN_INLINE void store(Half* p, Vec v) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#elif defined(__AVX2__) && defined(__F16C__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                   _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#else
+  for (int i = 0; i < kWidth; ++i) p[i] = to_half(v[i]);
+#endif
+}
+
+// The tail of a row: `count` < kWidth elements, the rest read as zero.
+template <typename T>
+LDDGAN_INLINE Vec load_tail(const T* p, int count) {
+  T buffer[kWidth] = {};
+  std::memcpy(buffer, p, count * sizeof(T));
+  return load(buffer);
+}
+
+template <typename T>
+LDDGAN_INLINE void store_tail(T* p, Vec v, int count) {
+  T buffer[kWidth];
+  store(buffer, v);
+  std::memcpy(p, buffer, count * sizeof(T));
+}
+
+LDDGAN_INLINE Vec select(VecI mask, Vec yes, Vec no) {
+  return (Vec)(((VecI)yes & mask) | ((VecI)no & ~mask));
+}
+
+LDDGAN_INLINE Vec max(Vec a, Vec b) { return select(a > b, a, b); }
+LDDGAN_INLINE Vec min(Vec a, Vec b) { return select(a < b, a, b); }
+
+LDDGAN_INLINE float sum(Vec v) {
+  float total = 0;
+  for (int i = 0; i < kWidth; ++i) total += v[i];
+  return total;
+}
+
+// e^x with relative error below 2e-7 on [-87, 88]; clamped outside, so never NaN, inf or denormal.
+LDDGAN_INLINE Vec exp(Vec x) {
+  x = max(min(x, broadcast(88.0f)), broadcast(-87.0f));
+  // x = n ln 2 + r with |r| <= ln(2)/2, by the round-to-nearest trick of adding 1.5 * 2^23.
+  const Vec magic = broadcast(12582912.0f);
+  Vec shifted = x * 1.44269504f + magic;
+  Vec n = shifted - magic;
+  Vec r = x - n * 0.693359375f;
+  r = r + n * 2.12194440e-4f;
+  // Taylor-like minimax polynomial of degree 6 for e^r.
+  Vec p = r * 1.3981999e-3f + 8.3334519e-3f;
+  p = p * r + 4.1665796e-2f;
+  p = p * r + 1.6666665e-1f;
+  p = p * r + 0.5f;
+  p = p * r * r + r + 1.0f;
+  VecI exponent = (VecI)shifted << 23;
+  return (Vec)((VecI)p + exponent);
+}
+
+LDDGAN_INLINE Vec sigmoid(Vec x) { return 1.0f / (1.0f + exp(-x)); }
+LDDGAN_INLINE Vec silu(Vec x) { return x / (1.0f + exp(-x)); }
+
+}  // namespace lddgan::LDDGAN_ISA

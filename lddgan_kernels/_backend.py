@@ -1,0 +1,131 @@
+"""Which backend runs an op: `reference`, `cpu`, `triton` or `cuda`.
+
+Automatic choice happens only where the caller named no backend; a named backend that cannot run
+raises and says why.
+"""
+
+import functools
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from lddgan_kernels import _extension
+
+BACKENDS = ("reference", "cpu", "triton", "cuda")
+NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _check_name(backend: str | None, source: str) -> str | None:
+    if backend is not None and backend not in BACKENDS:
+        raise ValueError(f"{source} must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    return backend
+
+
+# Process-wide, like torch's own default dtype: torch.compile guards on a plain global.
+_default: str | None = _check_name(os.environ.get("LDDGAN_BACKEND") or None, "LDDGAN_BACKEND")
+
+
+@contextmanager
+def use_backend(backend: str | None) -> Iterator[None]:
+    """Sets the default backend of every op inside the `with` block, for the whole process.
+
+    Args:
+        backend: "reference", "cpu", "triton" or "cuda"; None restores the automatic choice.
+    """
+    global _default
+    previous = _default
+    _default = _check_name(backend, "use_backend: backend")
+    try:
+        yield
+    finally:
+        _default = previous
+
+
+def default_backend() -> str | None:
+    """The backend named by `use_backend` or `LDDGAN_BACKEND`; None means the fastest that can run."""
+    return _default
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Whether Triton is installed."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def triton_interpreted() -> bool:
+    """Whether Triton runs in its interpreter, which accepts CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def unavailable(op: str, backend: str, x: Tensor, kernels: tuple[str, ...]) -> str | None:
+    """Why `backend` cannot run `op` on tensors like `x`, in a few words; None when it can.
+
+    Args:
+        op: the op's name.
+        backend: one of BACKENDS.
+        x: the op's main input; its device and dtype decide.
+        kernels: the native backends that have a kernel for this op.
+    """
+    if backend == "reference":
+        return None
+    if backend == "cpu":
+        if x.device.type != "cpu":
+            return f"the tensors are on {x.device}, not on the CPU"
+        if backend not in kernels:
+            return None  # nothing faster than the reference is known, so `cpu` runs it
+        if not _extension.is_loaded():
+            return _extension.why_missing()
+    elif backend not in kernels:
+        return f"{op} has no {backend} kernel"
+    elif backend == "triton":
+        if not has_triton():
+            return "Triton is not installed"
+        if x.device.type != "cuda" and not triton_interpreted():
+            return f"Triton needs CUDA tensors, these are on {x.device}"
+    else:
+        if x.device.type != "cuda":
+            return f"the tensors are on {x.device}, not on a CUDA device"
+        if not _extension.is_loaded():
+            return _extension.why_missing()
+        if not _extension.has_cuda_kernels():
+            return "the extension was compiled without CUDA kernels"
+    if x.dtype not in NATIVE_DTYPES:
+        return f"dtype {x.dtype} runs on the reference only"
+    return None
+
+
+def select(op: str, x: Tensor, requested: str | None, kernels: tuple[str, ...]) -> str:
+    """The backend that runs `op` on tensors like `x`.
+
+    Args:
+        op: the op's name, for errors.
+        x: the op's main input; its device and dtype decide.
+        requested: the caller's `backend=` argument.
+        kernels: the native backends with a kernel for this op, fastest first.
+
+    Returns:
+        "reference", or one of `kernels`. (`cpu` without a CPU kernel returns "reference".)
+
+    Raises:
+        ValueError: `requested` is no backend name.
+        RuntimeError: a backend was named, here or by `use_backend`, that cannot run.
+    """
+    named = _default if requested is None else _check_name(requested, f"{op}: backend")
+    if named is None:
+        for backend in kernels:
+            # Off its interpreter Triton never meets CPU tensors; in it, only when named.
+            if backend == "triton" and x.device.type != "cuda":
+                continue
+            if unavailable(op, backend, x, kernels) is None:
+                return backend
+        return "reference"
+    reason = unavailable(op, named, x, kernels)
+    if reason is not None:
+        raise RuntimeError(
+            f"{op}: backend {named!r} unavailable: {reason}; run python -m lddgan_kernels.info"
+        )
+    return named if named in kernels else "reference"

@@ -1,0 +1,49 @@
+"""Loads the compiled extension once and remembers why it could not be loaded.
+
+Importing `lddgan_kernels` never compiles anything and never needs the extension: without it every
+op runs on its reference implementation, and `python -m lddgan_kernels.info` says why.
+"""
+
+import importlib
+from types import ModuleType
+
+import torch
+
+_error: str | None = None
+_C: ModuleType | None = None
+
+try:
+    # Registers the `torch.ops.lddgan.*` operators as a side effect.
+    _C = importlib.import_module("lddgan_kernels._C")
+except ImportError as error:
+    _error = str(error)
+
+
+def is_loaded() -> bool:
+    """Whether the compiled extension `_C` is loaded."""
+    return _C is not None
+
+
+def has_cuda_kernels() -> bool:
+    """Whether the loaded extension was compiled with its CUDA kernels."""
+    return _C is not None and bool(_C.build_info()["cuda"])
+
+
+def build_info() -> dict[str, str]:
+    """What the extension was built with: compiler, torch version, CUDA version, architectures."""
+    return dict(_C.build_info()) if _C is not None else {}
+
+
+def why_missing() -> str | None:
+    """One sentence saying why the extension is not loaded and what to do; None when it is."""
+    if _C is not None:
+        return None
+    if _error is not None and "No module named 'lddgan_kernels._C'" not in _error:
+        return (
+            f"the compiled extension does not load with this PyTorch {torch.__version__} "
+            f"({_error}); run `pip install -e . --no-build-isolation` again"
+        )
+    return (
+        "the extension is not compiled; with PyTorch and a C++ compiler present, "
+        "run `pip install -e .`"
+    )

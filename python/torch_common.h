@@ -1,0 +1,49 @@
+// What the bindings share. Each op's binding checks, allocates and calls its launcher.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <torch/library.h>
+
+#ifdef LDDGAN_CUDA
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#endif
+
+#include "lddgan/dtype.h"
+
+namespace lddgan {
+
+inline Dtype dtype_of(const at::Tensor& x) {
+  switch (x.scalar_type()) {
+    case at::kFloat:
+      return Dtype::kFloat32;
+    case at::kBFloat16:
+      return Dtype::kBFloat16;
+    case at::kHalf:
+      return Dtype::kFloat16;
+    default:
+      TORCH_CHECK(false, "lddgan: dtype must be float32, bfloat16 or float16, got ",
+                  x.scalar_type());
+  }
+}
+
+// Whether both are contiguous or both channels_last, so that one flat loop serves them.
+inline bool same_layout(const at::Tensor& x, const at::Tensor& y) {
+  return (x.is_contiguous() && y.is_contiguous()) ||
+         (x.is_contiguous(at::MemoryFormat::ChannelsLast) &&
+          y.is_contiguous(at::MemoryFormat::ChannelsLast));
+}
+
+// Runs a CUDA launcher on x's device and current stream.
+#ifdef LDDGAN_CUDA
+template <typename Args>
+void launch(int (*launcher)(const Args&, void*), const Args& args, const at::Tensor& x) {
+  c10::cuda::CUDAGuard guard(x.device());
+  C10_CUDA_CHECK(cudaError_t(launcher(args, c10::cuda::getCurrentCUDAStream().stream())));
+}
+#endif
+
+}  // namespace lddgan

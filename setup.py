@@ -1,0 +1,133 @@
+"""Compiles the extension with CMake and ninja against the PyTorch that is already installed.
+
+LDDGAN_BUILD=cuda|cpu|none chooses what to compile; unset, CUDA kernels are compiled where PyTorch
+is a CUDA build and nvcc is present (no GPU is needed), CPU kernels otherwise. TORCH_CUDA_ARCH_LIST
+(such as "8.0;9.0") names the GPU architectures. Without PyTorch or a compiler the package installs
+without the extension and runs on its reference implementations; a build asked for by name fails.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+
+# Run with -I: an isolated build's own environment is on PYTHONPATH, the user's PyTorch is not.
+PROBE = """
+import json, torch
+from torch.utils.cpp_extension import include_paths, library_paths
+cuda = torch.version.cuda or ""
+print(json.dumps({"version": torch.__version__, "cuda": cuda,
+    "include": include_paths("cuda") if cuda else include_paths(), "library": library_paths()[0]}))
+"""
+
+
+def find_torch():
+    """What the build needs to know of the installed PyTorch, or None where there is none."""
+    probe = subprocess.run([sys.executable, "-I", "-c", PROBE], capture_output=True, text=True)
+    return json.loads(probe.stdout.splitlines()[-1]) if probe.returncode == 0 else None
+
+
+def find_nvcc():
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    if home and (Path(home) / "bin" / "nvcc").exists():
+        return str(Path(home) / "bin" / "nvcc")
+    return shutil.which("nvcc") or next(
+        (path for path in ("/usr/local/cuda/bin/nvcc",) if Path(path).exists()), None
+    )
+
+
+def find_cmake():
+    """cmake and ninja: the pip packages where present (an isolated build has them), else PATH."""
+    found = {}
+    for tool in ("cmake", "ninja"):
+        beside = Path(sys.executable).parent / tool
+        found[tool] = shutil.which(tool) or (str(beside) if beside.exists() else None)
+    return found["cmake"], found["ninja"]
+
+
+def find_pybind11():
+    import pybind11
+
+    return pybind11.get_cmake_dir()
+
+
+class CMakeBuild(build_ext):
+    def run(self):
+        wanted = os.environ.get("LDDGAN_BUILD", "")
+        if wanted not in ("", "cuda", "cpu", "none"):
+            raise SystemExit(f"LDDGAN_BUILD must be cuda, cpu or none, got {wanted!r}")
+        if wanted == "none":
+            return
+        torch = find_torch()
+        nvcc = find_nvcc()
+        cmake, ninja = find_cmake()
+        compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+        missing = None
+        if torch is None:
+            missing = "PyTorch is not installed: install it first, then run pip install again"
+        elif compiler is None:
+            missing = "no C++ compiler was found: install one (such as g++) or set CXX"
+        elif cmake is None or ninja is None:
+            missing = "CMake or ninja was not found: run pip install cmake ninja"
+        elif wanted == "cuda" and not torch["cuda"]:
+            missing = f"LDDGAN_BUILD=cuda needs a CUDA build of PyTorch, found {torch['version']}"
+        elif wanted == "cuda" and nvcc is None:
+            missing = "LDDGAN_BUILD=cuda needs nvcc: install the CUDA toolkit or set CUDA_HOME"
+        if missing:
+            message = f"lddgan_kernels: the extension cannot be compiled: {missing}."
+            if wanted:
+                raise SystemExit(message)
+            self.warn(message + " Installing without it; every op runs on its reference.")
+            return
+        with_cuda = wanted == "cuda" or (wanted == "" and torch["cuda"] and nvcc is not None)
+        self.compile(torch, nvcc if with_cuda else None, cmake, ninja)
+
+    def compile(self, torch, nvcc, cmake, ninja):
+        # One build folder a PyTorch and Python version, so that rebuilding is incremental.
+        tag = f"{torch['version']}-py{sys.version_info.major}{sys.version_info.minor}"
+        build = ROOT / "build" / f"{tag}{'-cuda' if nvcc else ''}"
+        build.mkdir(parents=True, exist_ok=True)
+        arguments = [
+            f"-DTORCH_INCLUDE_DIRS={';'.join(torch['include'])}",
+            f"-DTORCH_LIBRARY_DIR={torch['library']}",
+            f"-DTORCH_VERSION={torch['version']}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={find_pybind11()}",
+            f"-DCMAKE_MAKE_PROGRAM={ninja}",
+            f"-DLDDGAN_CUDA={'ON' if nvcc else 'OFF'}",
+        ]
+        if nvcc:
+            arguments.append(f"-DCMAKE_CUDA_COMPILER={nvcc}")
+            architectures = os.environ.get("TORCH_CUDA_ARCH_LIST", "8.0;9.0").replace(" ", ";")
+            numbers = [a.split("+")[0].replace(".", "") for a in architectures.split(";") if a]
+            arguments.append(f"-DCMAKE_CUDA_ARCHITECTURES={';'.join(numbers)}")
+        subprocess.run(
+            [cmake, "-G", "Ninja", "-S", str(ROOT), "-B", str(build), *arguments], check=True
+        )
+        jobs = os.environ.get("MAX_JOBS")
+        subprocess.run(
+            [cmake, "--build", str(build), *(["--parallel", jobs] if jobs else [])], check=True
+        )
+        built = next(iter(sorted(build.glob("_C*.so"))))
+        target = Path(self.get_ext_fullpath(self.extensions[0].name))
+        if self.inplace:
+            target = ROOT / "lddgan_kernels" / built.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Replaced by rename: a running process keeps the old file mapped.
+        temporary = target.with_name(target.name + ".tmp")
+        shutil.copy2(built, temporary)
+        temporary.replace(target.with_name(built.name))
+
+
+# optional=True: setuptools must not demand the file where the extension was left out.
+setup(
+    ext_modules=[Extension("lddgan_kernels._C", sources=[], optional=True)],
+    cmdclass={"build_ext": CMakeBuild},
+)

@@ -1,0 +1,59 @@
+"""Fixtures shared by all tests: devices, backends, NaN-filled memory."""
+
+import os
+
+import torch
+
+HAS_GPU = torch.cuda.is_available()
+if not HAS_GPU:
+    # Before anything imports Triton: its kernels are decorated according to this variable.
+    os.environ["TRITON_INTERPRET"] = "1"
+
+import pytest  # noqa: E402
+
+from lddgan_kernels import _backend  # noqa: E402
+
+
+def backends_of(op_module) -> list[str]:
+    """The backends of an op that can be tested here: `reference` and each kernel that can run."""
+    x = torch.empty(1, device="cuda" if HAS_GPU else "cpu")
+    cpu = torch.empty(1)
+    name = op_module.__name__.rsplit(".", 1)[-1]
+    kernels = op_module.KERNELS
+    found = ["reference"]
+    for backend in kernels:
+        probe = cpu if backend == "cpu" else x
+        if _backend.unavailable(name, backend, probe, kernels) is None:
+            found.append(backend)
+    return found
+
+
+def device_of(backend: str) -> str:
+    """Where a backend's tensors live in these tests."""
+    return "cuda" if HAS_GPU and backend in ("cuda", "triton") else "cpu"
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "gpu" in item.keywords and not HAS_GPU:
+            item.add_marker(pytest.mark.skip(reason="no CUDA GPU"))
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _poison(monkeypatch):
+    """Fills what torch.empty* returns with NaN, so that an unwritten output is seen.
+
+    (PyTorch does so itself in deterministic mode; the C++ kernels' at::empty included.)
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(before)
+    torch.utils.deterministic.fill_uninitialized_memory = fill
