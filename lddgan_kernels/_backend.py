@@ -46,7 +46,7 @@ def use_backend(backend: str | None) -> Iterator[None]:
 
 
 def default_backend() -> str | None:
-    """The backend named by `use_backend` or `LDDGAN_BACKEND`; None means the fastest that can run."""
+    """The backend set by `use_backend` or `LDDGAN_BACKEND`; None: the fastest that can run."""
     return _default
 
 

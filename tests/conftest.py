@@ -1,6 +1,7 @@
 """Fixtures shared by all tests: devices, backends, NaN-filled memory."""
 
 import os
+from pathlib import Path
 
 import torch
 
@@ -12,6 +13,15 @@ if not HAS_GPU:
 import pytest  # noqa: E402
 
 from lddgan_kernels import _backend  # noqa: E402
+
+
+def shared_path(name: str) -> Path:
+    """A file of the optional test material: in `LDDGAN_SHARED`, else in `../shared`; else skips."""
+    root = Path(os.environ.get("LDDGAN_SHARED") or Path(__file__).parents[2] / "shared")
+    path = root / name
+    if not path.exists():
+        pytest.skip(f"test material {name} is not here")
+    return path
 
 
 def backends_of(op_module) -> list[str]:
@@ -45,7 +55,7 @@ def _seed():
 
 
 @pytest.fixture(autouse=True)
-def _poison(monkeypatch):
+def _poison():
     """Fills what torch.empty* returns with NaN, so that an unwritten output is seen.
 
     (PyTorch does so itself in deterministic mode; the C++ kernels' at::empty included.)
