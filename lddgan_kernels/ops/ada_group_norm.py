@@ -1,0 +1,126 @@
+"""Adaptive group norm: out = act(scale * groupnorm(cat(x + bias, x2)) + shift).
+
+AdaGN of DDGAN (Xiao et al. 2022, "Tackling the generative learning trilemma with denoising
+diffusion GANs", appendix C) with what surrounds it in the ResBlock: the time bias added before it,
+the skip connection concatenated to it and SiLU after it. With `scale` and `shift` of shape (C,) it
+is the plain group norm (Wu & He 2018, equations 1 and 2).
+
+Statistics are taken in float32 and hold for data far from zero. Dtypes float32, bfloat16, float16
+(reference: float64). Gradient: first order, in all tensor inputs.
+"""
+
+import torch
+from torch import Tensor
+
+from lddgan_kernels._backend import select
+from lddgan_kernels._checks import check_image, check_tensor, fail, like_layout, memory_format
+
+KERNELS = ()
+
+
+def ada_group_norm(
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    num_groups: int,
+    *,
+    eps: float = 1e-6,
+    activation: str | None = "silu",
+    x2: Tensor | None = None,
+    bias: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """act(scale * groupnorm(cat(x + bias, x2)) + shift), in one kernel.
+
+    Args:
+        x: (N, C1, H, W) float32/bfloat16/float16, contiguous or channels_last.
+        scale: (N, C) or (C,), C = C1 + C2; gamma itself, not 1 + gamma. x's dtype or float32; the
+            rows may be slices of a larger matrix.
+        shift: like scale.
+        num_groups: divides C; groups may straddle x and x2.
+        eps: added to the variance.
+        activation: "silu" or None.
+        x2: (N, C2, H, W) of x's dtype, read as if concatenated to x on channels.
+        bias: (N, C1), added to x before the statistics; x's dtype or float32.
+        backend: "reference", "cpu", "triton", "cuda" or None for the fastest that can run.
+
+    Returns:
+        (N, C, H, W) of x's dtype, in x's layout.
+
+    Raises:
+        ValueError: a shape, dtype or device does not fit, num_groups does not divide C, or the
+            activation is unknown. RuntimeError: a named backend cannot run, or a gradient of a
+            gradient is asked of a kernel (the reference has them).
+    """
+    _check(x, scale, shift, num_groups, activation, x2, bias)
+    select("ada_group_norm", x, backend, KERNELS)
+    return ada_group_norm_reference(x, scale, shift, num_groups, eps, activation, x2, bias)
+
+
+def ada_group_norm_reference(
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    num_groups: int,
+    eps: float = 1e-6,
+    activation: str | None = "silu",
+    x2: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """The same in plain PyTorch; the oracle in float64."""
+    layout, dtype = memory_format(x), x.dtype
+    if bias is not None:
+        x = x + bias[:, :, None, None]
+    if x2 is not None:
+        x = torch.cat([x, x2], 1)
+    # PyTorch's channels_last statistics on the CPU lose digits far from zero; the others do not.
+    y = torch.group_norm(x.contiguous(), num_groups, eps=eps)
+    y = y * scale[..., None, None] + shift[..., None, None]
+    if activation == "silu":
+        y = torch.nn.functional.silu(y)
+    return like_layout(y.to(dtype), layout)
+
+
+def _check(
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    num_groups: int,
+    activation: str | None,
+    x2: Tensor | None,
+    bias: Tensor | None,
+) -> None:
+    op = "ada_group_norm"
+    check_image(op, "x", x)
+    n, c1, h, w = x.shape
+    c = c1
+    if x2 is not None:
+        check_tensor(op, "x2", x2)
+        if x2.ndim != 4 or x2.shape[0] != n or x2.shape[2:] != x.shape[2:]:
+            raise fail(op, "x2", f"of shape ({n}, C2, {h}, {w})", tuple(x2.shape))
+        if x2.dtype != x.dtype or x2.device != x.device:
+            raise fail(op, "x2", f"{x.dtype} on {x.device} like x", f"{x2.dtype} on {x2.device}")
+        c += x2.shape[1]
+    if not isinstance(num_groups, int) or num_groups < 1 or c % num_groups:
+        raise fail(op, "num_groups", f"a divisor of the {c} channels", num_groups)
+    if activation not in ("silu", None):
+        raise fail(op, "activation", "'silu' or None", repr(activation))
+    _check_rows("scale", scale, x, (n, c), (c,))
+    _check_rows("shift", shift, x, (n, c), (c,))
+    if bias is not None:
+        _check_rows("bias", bias, x, (n, c1))
+
+
+def _check_rows(arg: str, rows: Tensor, x: Tensor, *shapes: tuple[int, ...]) -> None:
+    """`rows` must have one of `shapes`, x's device, and x's dtype or float32."""
+    check_tensor("ada_group_norm", arg, rows)
+    if rows.shape not in shapes:
+        expected = " or ".join(map(str, shapes))
+        raise fail("ada_group_norm", arg, f"of shape {expected}", tuple(rows.shape))
+    if (rows.dtype != x.dtype and rows.dtype != torch.float32) or rows.device != x.device:
+        raise fail(
+            "ada_group_norm",
+            arg,
+            f"{x.dtype} or torch.float32 on {x.device} like x",
+            f"{rows.dtype} on {rows.device}",
+        )
