@@ -102,6 +102,7 @@ class CMakeBuild(build_ext):
             f"-Dpybind11_DIR={find_pybind11()}",
             f"-DCMAKE_MAKE_PROGRAM={ninja}",
             f"-DLDDGAN_CUDA={'ON' if nvcc else 'OFF'}",
+            f"-DLDDGAN_EMULATE_CUDA={os.environ.get('LDDGAN_EMULATE_CUDA', 'OFF')}",
         ]
         if nvcc:
             arguments.append(f"-DCMAKE_CUDA_COMPILER={nvcc}")

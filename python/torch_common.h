@@ -6,7 +6,10 @@
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
-#ifdef LDDGAN_CUDA
+#ifdef LDDGAN_EMULATE_CUDA
+#include "register.h"  // tests/cuda_emulation: the CUDA kernels on CPU tensors
+#endif
+#if defined(LDDGAN_CUDA) && !defined(LDDGAN_EMULATE_CUDA)
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -41,8 +44,12 @@ inline bool same_layout(const at::Tensor& x, const at::Tensor& y) {
 #ifdef LDDGAN_CUDA
 template <typename Args>
 void launch(int (*launcher)(const Args&, void*), const Args& args, const at::Tensor& x) {
+#ifdef LDDGAN_EMULATE_CUDA
+  TORCH_CHECK(launcher(args, nullptr) == 0, "the emulated kernel did not launch for ", x.sizes());
+#else
   c10::cuda::CUDAGuard guard(x.device());
   C10_CUDA_CHECK(cudaError_t(launcher(args, c10::cuda::getCurrentCUDAStream().stream())));
+#endif
 }
 #endif
 

@@ -12,7 +12,7 @@ if not HAS_GPU:
 
 import pytest  # noqa: E402
 
-from lddgan_kernels import _backend  # noqa: E402
+from lddgan_kernels import _backend, _extension  # noqa: E402
 
 
 def shared_path(name: str) -> Path:
@@ -22,6 +22,23 @@ def shared_path(name: str) -> Path:
     if not path.exists():
         pytest.skip(f"test material {name} is not here")
     return path
+
+
+def _load_emulated_cuda() -> bool:
+    """Loads the CUDA kernels compiled for the CPU, where no GPU is present and they were built."""
+    found = sorted((Path(__file__).parents[1] / "build").glob("*/emulated_cuda.so"))
+    matching = [path for path in found if path.parent.name.startswith(f"{torch.__version__}-py")]
+    if HAS_GPU or not matching or not _extension.is_loaded():
+        return False
+    torch.ops.load_library(matching[0])
+    return True
+
+
+# Where torch.ops.lddgan has kernels: the devices of opcheck tests.
+NATIVE_DEVICES = ["cpu"] * _extension.is_loaded() + [
+    "cuda"
+] * _extension.has_cuda_kernels() * HAS_GPU
+EMULATED_CUDA = _load_emulated_cuda()
 
 
 def backends_of(op_module) -> list[str]:
@@ -35,6 +52,8 @@ def backends_of(op_module) -> list[str]:
         probe = cpu if backend == "cpu" else x
         if _backend.unavailable(name, backend, probe, kernels) is None:
             found.append(backend)
+    if EMULATED_CUDA and "cuda" in kernels:
+        found.append("cuda")
     return found
 
 

@@ -37,16 +37,16 @@ __global__ void __launch_bounds__(kThreads)
 
 int residual_scale_cuda(const ResidualScaleArgs& a, void* stream) {
   if (a.count == 0) return cudaSuccess;
+  cudaError_t error = cudaSuccess;
   visit(a.dtype, [&](auto* type) {
     using T = typename DeviceType<std::remove_pointer_t<decltype(type)>>::type;
     constexpr int kPerBlock = kThreads * Pack<T>::kSize;
     bool packed = can_pack<T>(a.x) && can_pack<T>(a.h) && can_pack<T>(a.out);
-    residual_scale_kernel<T>
-        <<<(a.count + kPerBlock - 1) / kPerBlock, kThreads, 0, cudaStream_t(stream)>>>(
-            static_cast<const T*>(a.x), static_cast<const T*>(a.h), static_cast<T*>(a.out), a.count,
-            packed);
+    error = launch_kernel(residual_scale_kernel<T>, (a.count + kPerBlock - 1) / kPerBlock, kThreads,
+                          0, stream, 1, static_cast<const T*>(a.x), static_cast<const T*>(a.h),
+                          static_cast<T*>(a.out), a.count, packed);
   });
-  return cudaGetLastError();
+  return error;
 }
 
 }  // namespace lddgan

@@ -6,7 +6,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from lddgan_kernels.ops import residual_scale
 from lddgan_kernels.testing import assert_error_rule
-from tests.conftest import backends_of, device_of
+from tests.conftest import NATIVE_DEVICES, backends_of, device_of
 
 module = sys.modules["lddgan_kernels.ops.residual_scale"]
 BACKENDS = backends_of(module)
@@ -53,9 +53,9 @@ def test_gradients_of_any_order():
     assert gradgradcheck(residual_scale, (x, h))
 
 
-@pytest.mark.parametrize("backend", [b for b in BACKENDS if b not in ("reference", "triton")])
-def test_registration(backend):
-    x, h = (torch.randn(2, 3, 4, 5, device=device_of(backend)) for _ in range(2))
+@pytest.mark.parametrize("device", NATIVE_DEVICES)
+def test_registration(device):
+    x, h = (torch.randn(2, 3, 4, 5, device=device) for _ in range(2))
     torch.library.opcheck(torch.ops.lddgan.residual_scale.default, (x, h))
     torch.library.opcheck(
         torch.ops.lddgan.residual_scale.default,

@@ -51,6 +51,42 @@ struct alignas(16) Pack {
   T data[kSize];
 };
 
+// Launches a kernel, optionally in thread-block clusters of `cluster` blocks along x (sm_90).
+// (Not <<<>>>: this form is plain C++, so that tests can run the kernels without a GPU.)
+template <typename... Parameters, typename... Arguments>
+inline cudaError_t launch_kernel(void (*kernel)(Parameters...), dim3 grid, int threads,
+                                 size_t shared_bytes, void* stream, unsigned cluster,
+                                 const Arguments&... arguments) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = cudaStream_t(stream);
+  cudaLaunchAttribute attribute{};
+  if (cluster > 1) {
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = cluster;
+    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+  }
+  if (shared_bytes > 48 * 1024) {
+    cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                             int(shared_bytes));
+    if (error != cudaSuccess) return error;
+  }
+  return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
+}
+
+// LDDGAN_DYNAMIC_SHARED(float, cache); declares `float* cache`, the block's dynamic shared memory.
+#ifdef LDDGAN_EMULATED_CUDA
+#define LDDGAN_DYNAMIC_SHARED(T, name) T* name = static_cast<T*>(::emulation::dynamic_shared())
+#else
+#define LDDGAN_DYNAMIC_SHARED(T, name)                           \
+  extern __shared__ __align__(16) unsigned char lddgan_shared[]; \
+  T* name = reinterpret_cast<T*>(lddgan_shared)
+#endif
+
 // Whether a pointer and an element count both allow 16-byte accesses throughout.
 template <typename T>
 inline bool can_pack(const void* p) {
