@@ -1,6 +1,16 @@
 """The ops: one file each, holding its documentation, reference, gradient and backend choice."""
 
 from lddgan_kernels.ops.ada_group_norm import ada_group_norm
+from lddgan_kernels.ops.haar import haar_dwt2d, haar_idwt2d
 from lddgan_kernels.ops.residual_scale import residual_scale
+from lddgan_kernels.ops.upfirdn2d import downsample2d, upfirdn2d, upsample2d
 
-__all__ = ["ada_group_norm", "residual_scale"]
+__all__ = [
+    "ada_group_norm",
+    "downsample2d",
+    "haar_dwt2d",
+    "haar_idwt2d",
+    "residual_scale",
+    "upfirdn2d",
+    "upsample2d",
+]

@@ -1,0 +1,183 @@
+"""Resampling by a FIR filter: zero-stuff by `up`, pad, convolve, keep every `down`-th.
+
+For one axis of length L, with K taps k and zeros outside the signal:
+
+    out[o] = sum_j k[K - 1 - j] * stuffed[o * down - pad_before + j],   stuffed[up * i] = x[i]
+
+(the upfirdn of signal processing; in GANs since Karras et al. 2019/2020, StyleGAN). Dtypes
+float32, bfloat16, float16 (reference: float64), sums in float32. Gradient in x: any order, as the
+adjoint is the same operation with up and down swapped and the taps reversed. The taps get none.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lddgan_kernels._backend import select
+from lddgan_kernels._checks import (
+    check_float,
+    check_image,
+    check_tensor,
+    dense,
+    fail,
+    like_layout,
+    memory_format,
+)
+
+KERNELS: tuple[str, ...] = ()
+
+Pad = tuple[int, int, int, int]
+
+# StyleGAN's [1, 3, 3, 1] for one axis, normalised, and with the gain of 2 an axis of upsampling.
+_DOWN_TAPS = {torch.device("cpu"): torch.tensor([0.125, 0.375, 0.375, 0.125], device="cpu")}
+_UP_TAPS = {torch.device("cpu"): torch.tensor([0.25, 0.75, 0.75, 0.25], device="cpu")}
+
+
+def upfirdn2d(
+    x: Tensor,
+    taps: Tensor,
+    up: int = 1,
+    down: int = 1,
+    pad: Sequence[int] = (0, 0),
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """Zero-stuff, pad, convolve, decimate: each channel alone, the same way along H and W.
+
+    Args:
+        x: (N, C, H, W) float32/bfloat16/float16, contiguous or channels_last.
+        taps: (K,) for a separable filter or (Kh, Kw), floating, on x's device. The gain is in them.
+        up: zero-stuffing factor, at least 1.
+        down: decimation factor, at least 1.
+        pad: zeros (before, after) along both axes, or (left, right, top, bottom), counted after
+            zero-stuffing; negative values crop.
+        backend: "reference", "cpu", "triton", "cuda" or None for the fastest that can run.
+
+    Returns:
+        (N, C, H', W') with H' = (H * up + before + after - Kh) // down + 1; dtype and layout
+        like x.
+
+    Raises:
+        ValueError: x is no image; taps, factors or pads do not fit, or leave no output.
+        RuntimeError: a named backend cannot run.
+    """
+    check_image("upfirdn2d", "x", x)
+    check_tensor("upfirdn2d", "taps", taps)
+    check_float("upfirdn2d", "taps", taps)
+    if taps.ndim not in (1, 2) or taps.numel() == 0:
+        raise fail("upfirdn2d", "taps", "of shape (K,) or (Kh, Kw)", tuple(taps.shape))
+    if taps.device != x.device:
+        raise fail("upfirdn2d", "taps", f"on {x.device} like x", taps.device)
+    if taps.requires_grad:
+        raise fail("upfirdn2d", "taps", "without gradient", "requires_grad=True")
+    for name, factor in (("up", up), ("down", down)):
+        if not isinstance(factor, int) or factor < 1:
+            raise fail("upfirdn2d", name, "an int of at least 1", factor)
+    if len(pad) not in (2, 4):
+        raise fail("upfirdn2d", "pad", "2 or 4 ints", tuple(pad))
+    sides: Pad = (*pad, *pad) if len(pad) == 2 else tuple(pad)  # type: ignore[assignment]
+    height, width = output_size(x, taps, up, down, sides)
+    if height < 1 or width < 1:
+        raise fail("upfirdn2d", "x", "large enough for the taps", f"shape {tuple(x.shape)}")
+    chosen = select("upfirdn2d", x, backend, KERNELS)
+    if chosen == "reference":
+        return upfirdn2d_reference(x, taps, up, down, sides)
+    taps = taps.float().contiguous()
+    if torch.is_grad_enabled() and x.requires_grad:
+        return _Upfirdn2d.apply(x, taps, up, down, sides, False, chosen)
+    return _forward(x, taps, up, down, sides, False, chosen)
+
+
+def upsample2d(x: Tensor, *, backend: str | None = None) -> Tensor:
+    """Twice the height and width, by StyleGAN's [1, 3, 3, 1] with a gain of 4.
+
+    Args:
+        x: (N, C, H, W) float32/bfloat16/float16, contiguous or channels_last.
+        backend: as in `upfirdn2d`.
+
+    Returns:
+        (N, C, 2H, 2W), dtype and layout like x.
+    """
+    return upfirdn2d(x, _on_device(_UP_TAPS, x), up=2, pad=(2, 1), backend=backend)
+
+
+def downsample2d(x: Tensor, *, backend: str | None = None) -> Tensor:
+    """Half the height and width, by StyleGAN's [1, 3, 3, 1] with a gain of 1.
+
+    Args:
+        x: (N, C, H, W) float32/bfloat16/float16 of at least 2x2, contiguous or channels_last.
+        backend: as in `upfirdn2d`.
+
+    Returns:
+        (N, C, H // 2, W // 2), dtype and layout like x.
+    """
+    return upfirdn2d(x, _on_device(_DOWN_TAPS, x), down=2, pad=(1, 1), backend=backend)
+
+
+def _on_device(taps: dict[torch.device, Tensor], x: Tensor) -> Tensor:
+    """The taps on x's device, copied there once."""
+    check_tensor("upfirdn2d", "x", x)
+    if x.device not in taps:
+        taps[x.device] = taps[torch.device("cpu")].to(x.device)
+    return taps[x.device]
+
+
+def output_size(x: Tensor, taps: Tensor, up: int, down: int, pad: Pad) -> tuple[int, int]:
+    """Height and width of the result; below 1 where nothing is left."""
+    left, right, top, bottom = pad
+    height = (x.shape[2] * up + top + bottom - taps.shape[0]) // down + 1
+    return height, (x.shape[3] * up + left + right - taps.shape[-1]) // down + 1
+
+
+def upfirdn2d_reference(x: Tensor, taps: Tensor, up: int, down: int, pad: Pad) -> Tensor:
+    """The same in plain PyTorch (sums in float32 or float64); the oracle in float64."""
+    n, c, h, w = x.shape
+    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+    kernel = taps.to(compute).flip(tuple(range(taps.ndim)))
+    if kernel.ndim == 1:
+        kernel = kernel[:, None] * kernel[None, :]
+    stuffed = x.to(compute).reshape(n * c, 1, h, 1, w, 1)
+    stuffed = F.pad(stuffed, (0, up - 1, 0, 0, 0, up - 1)).reshape(n * c, 1, h * up, w * up)
+    out = F.conv2d(F.pad(stuffed, pad), kernel[None, None])[:, :, ::down, ::down]
+    out = out.reshape(n, c, *out.shape[2:]).to(x.dtype)
+    return like_layout(out, memory_format(x))
+
+
+class _Upfirdn2d(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, taps: Tensor, up: int, down: int, pad: Pad, flip: bool, backend: str
+    ) -> Tensor:
+        out = _forward(x, taps, up, down, pad, flip, backend)
+        ctx.save_for_backward(taps)
+        ctx.geometry = up, down, flip, backend
+        # The pads of the adjoint: what makes out's size x's again.
+        left, _, top, _ = pad
+        (h, w), (out_h, out_w) = x.shape[2:], out.shape[2:]
+        ctx.pad = (
+            taps.shape[-1] - 1 - left,
+            w * up - out_w * down + left - up + 1,
+            taps.shape[0] - 1 - top,
+            h * up - out_h * down + top - up + 1,
+        )
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        (taps,) = ctx.saved_tensors
+        up, down, flip, backend = ctx.geometry
+        grad = _Upfirdn2d.apply(grad_out, taps, down, up, ctx.pad, not flip, backend)
+        return grad, None, None, None, None, None, None
+
+
+def _forward(
+    x: Tensor, taps: Tensor, up: int, down: int, pad: Pad, flip: bool, backend: str
+) -> Tensor:
+    if backend == "triton":
+        from lddgan_kernels.triton import upfirdn2d as kernel
+
+        return kernel.forward(dense(x), taps, up, down, pad, flip)
+    return torch.ops.lddgan.upfirdn2d(dense(x), taps, up, down, pad, flip)
