@@ -1,0 +1,196 @@
+"""Published autoencoders, `AutoencoderKL` and `VQModelInterface`, to ours and back.
+
+Published names are those of the latent-diffusion code base (Rombach et al. 2022), which LDDGAN
+uses: `encoder.down.0.block.1.norm1.weight`, `decoder.up.2.attn.0.q.bias`, `quant_conv.weight`.
+"""
+
+import re
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lddgan_kernels.models.autoencoder import Autoencoder, AutoencoderConfig
+
+NETWORKS = ("AutoencoderKL", "VQModelInterface")
+
+# What an autoencoder checkpoint holds beside the autoencoder.
+IGNORED = ("loss.", "model_ema.", "discriminator.", "perceptual_loss.", "colorize")
+
+# Published options without a default, and the one value of others that is supported.
+REQUIRED = ("in_channels", "out_ch", "ch", "num_res_blocks", "attn_resolutions", "resolution")
+FIXED = {"resamp_with_conv": True, "use_linear_attn": False, "attn_type": "vanilla"}
+
+# Ours -> published, in this order.
+RENAMES = (
+    (r"^encoder\.levels\.(\d+)\.resample\.", r"encoder.down.\1.downsample."),
+    (r"^encoder\.levels\.", "encoder.down."),
+    (r"^decoder\.levels\.(\d+)\.resample\.", r"decoder.levels.\1.upsample."),
+    (r"\.blocks\.(\d+)\.", r".block.\1."),
+    (r"\.attention\.(\d+)\.", r".attn.\1."),
+    (r"\.middle\.0\.", ".mid.block_1."),
+    (r"\.middle\.1\.", ".mid.attn_1."),
+    (r"\.middle\.2\.", ".mid.block_2."),
+    (r"\.shortcut\.", ".nin_shortcut."),
+    (r"\.out\.", ".proj_out."),
+    (r"^quantizer\.codebook$", "quantize.embedding.weight"),
+)
+
+
+def load_autoencoder(
+    state_dict: Mapping[str, Tensor], network: str, options: Mapping[str, Any]
+) -> Autoencoder:
+    """Our autoencoder with the weights of a published one.
+
+    Args:
+        state_dict: under the published names; all of a latent-diffusion checkpoint will do. Entries
+            of losses, discriminator and averaged copies are ignored, listed in the module's
+            `ignored_entries` and counted in a warning.
+        network: "AutoencoderKL" or "VQModelInterface".
+        options: `embed_dim`, `n_embed` (VQ) and `ddconfig`, as published; others are not needed.
+
+    Raises:
+        ValueError: an option is missing or unsupported, or the options contradict the weights: the
+            message lists the entries that are missing, not expected or of another shape.
+    """
+    config = autoencoder_config(network, options)
+    entries, ignored = _split(state_dict)
+    module = Autoencoder(config)
+    expected = autoencoder_to_published(module)
+    problems = [
+        f"missing {name} {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name not in entries
+    ]
+    for name, value in entries.items():
+        if name not in expected:
+            problems.append(f"not expected {name} {tuple(value.shape)}")
+        elif value.shape != expected[name].shape:
+            wanted = tuple(expected[name].shape)
+            problems.append(f"{name} is {tuple(value.shape)}, the options make it {wanted}")
+    if problems:
+        raise ValueError(
+            f"load_published: the weights do not fit {network} with these options:\n  "
+            + "\n  ".join(problems)
+        )
+    state = {"latent_scale": module.latent_scale}
+    for name, parts in _names(module).items():
+        state[name] = torch.cat([entries[part] for part in parts])
+    module.load_state_dict(state)
+    if ignored:
+        module.ignored_entries = tuple(ignored)
+        shown = ", ".join(ignored[:3]) + (", ..." if len(ignored) > 3 else "")
+        warnings.warn(
+            f"load_published: ignored {len(ignored)} entries beside the autoencoder: {shown}",
+            stacklevel=2,
+        )
+    return module
+
+
+def autoencoder_config(network: str, options: Mapping[str, Any]) -> AutoencoderConfig:
+    """Our configuration for published options; missing ones take the published defaults."""
+    if network not in NETWORKS:
+        raise ValueError(f"load_published: network must be one of {NETWORKS}, got {network!r}")
+    kl = network == "AutoencoderKL"
+    dd = _get(options, "ddconfig", network)
+    for name, only in FIXED.items():
+        if dd.get(name, only) != only:
+            raise ValueError(f"load_published: ddconfig.{name} must be {only}, got {dd[name]}")
+    if bool(dd.get("double_z", True)) != kl:
+        raise ValueError(f"load_published: ddconfig.double_z must be {kl} for {network}")
+    found = {name: _get(dd, name, network) for name in REQUIRED}
+    if found["in_channels"] != found["out_ch"]:
+        raise ValueError(
+            f"load_published: ddconfig.out_ch must be in_channels ({found['in_channels']}), "
+            f"got {found['out_ch']}"
+        )
+    return AutoencoderConfig(
+        image_channels=found["in_channels"],
+        resolution=found["resolution"],
+        latent_channels=_get(options, "embed_dim", network),
+        base_channels=found["ch"],
+        channel_multipliers=tuple(dd.get("ch_mult", (1, 2, 4, 8))),
+        num_blocks=found["num_res_blocks"],
+        attention_resolutions=tuple(found["attn_resolutions"]),
+        tanh_out=bool(dd.get("tanh_out", False)),
+        codebook_size=0 if kl else _get(options, "n_embed", network),
+        kl=kl,
+        dropout=float(dd.get("dropout", 0.0)),
+        z_channels=_get(dd, "z_channels", network),
+    )
+
+
+def autoencoder_options(config: AutoencoderConfig) -> dict[str, Any]:
+    """The published options of one of our autoencoders: the inverse of `autoencoder_config`."""
+    latent = config.latent_channels
+    options: dict[str, Any] = {
+        "embed_dim": latent,
+        "ddconfig": {
+            "double_z": config.kl,
+            "z_channels": latent if config.z_channels is None else config.z_channels,
+            "resolution": config.resolution,
+            "in_channels": config.image_channels,
+            "out_ch": config.image_channels,
+            "ch": config.base_channels,
+            "ch_mult": list(config.channel_multipliers),
+            "num_res_blocks": config.num_blocks,
+            "attn_resolutions": list(config.attention_resolutions),
+            "dropout": config.dropout,
+            "tanh_out": config.tanh_out,
+        },
+    }
+    if config.codebook_size:
+        options["n_embed"] = config.codebook_size
+    return options
+
+
+def autoencoder_to_published(module: Autoencoder) -> dict[str, Tensor]:
+    """The module's weights under the published names, without its latent scale."""
+    state = module.state_dict()
+    result: dict[str, Tensor] = {}
+    for name, parts in _names(module).items():
+        result.update(zip(parts, state[name].chunk(len(parts)), strict=True))
+    return result
+
+
+def _names(module: Autoencoder) -> dict[str, tuple[str, ...]]:
+    """Our names -> the published ones; three for a joint projection to q, k and v."""
+    levels = len(module.config.channel_multipliers)
+    result = {}
+    for ours in module.state_dict():
+        if ours == "latent_scale":
+            continue
+        name = ours
+        for pattern, replacement in RENAMES:
+            name = re.sub(pattern, replacement, name)
+        # The published decoder counts its levels from the finest.
+        name = re.sub(
+            r"^decoder\.levels\.(\d+)", lambda m: f"decoder.up.{levels - 1 - int(m[1])}", name
+        )
+        joint = ".qkv." in name
+        result[ours] = tuple(name.replace("qkv", part) for part in "qkv") if joint else (name,)
+    return result
+
+
+def _split(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """(the autoencoder's own entries, the names of the others)."""
+    prefix = "first_stage_model."
+    if not any(name.startswith(prefix) for name in state_dict):
+        prefix = ""
+    own: dict[str, Tensor] = {}
+    ignored: list[str] = []
+    for name, value in state_dict.items():
+        short = name.removeprefix(prefix)
+        if not name.startswith(prefix) or short.startswith(IGNORED):
+            ignored.append(name)
+        else:
+            own[short] = value
+    return own, ignored
+
+
+def _get(options: Mapping[str, Any], name: str, network: str) -> Any:
+    if name not in options:
+        raise ValueError(f"load_published: options of {network} must hold {name}")
+    return options[name]

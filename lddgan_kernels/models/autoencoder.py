@@ -1,0 +1,258 @@
+"""The autoencoder: VQGAN's encoder and decoder, the quantiser inside the decoder (or a KL term)."""
+
+import itertools
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lddgan_kernels.models.autoencoder_layers import (
+    AttentionBlock,
+    Downsample,
+    GroupNorm,
+    ResnetBlock,
+    Upsample,
+)
+from lddgan_kernels.models.quantizer import VectorQuantizer
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """An autoencoder's structure.
+
+    Attributes:
+        image_channels: of the images: 3, or 1 for grey ones.
+        resolution: of the images; with `channel_multipliers` it says where attention sits.
+        latent_channels: of the latent; its resolution is resolution / 2^(levels - 1).
+        base_channels: width of the finest level.
+        channel_multipliers: each level's width over `base_channels`, finest first.
+        num_blocks: residual blocks a level in the encoder; the decoder has one more.
+        attention_resolutions: resolutions whose blocks are each followed by attention.
+        tanh_out: whether the image passes a tanh.
+        codebook_size: codes of the quantiser; 0: none.
+        kl: a diagonal Gaussian latent instead of a quantised one; needs `codebook_size` 0.
+        dropout: in the residual blocks.
+        z_channels: of the encoder's own output, before the 1x1 convolution to `latent_channels`;
+            None: the same.
+    """
+
+    image_channels: int = 3
+    resolution: int = 32
+    latent_channels: int = 4
+    base_channels: int = 128
+    channel_multipliers: tuple[int, ...] = (1, 2)
+    num_blocks: int = 2
+    attention_resolutions: tuple[int, ...] = ()
+    tanh_out: bool = False
+    codebook_size: int = 8192
+    kl: bool = False
+    dropout: float = 0.0
+    z_channels: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kl and self.codebook_size:
+            raise ValueError(
+                f"AutoencoderConfig: codebook_size must be 0 where kl is set, "
+                f"got {self.codebook_size}"
+            )
+        if not self.channel_multipliers:
+            raise ValueError("AutoencoderConfig: channel_multipliers must hold one a level, got ()")
+        if self.resolution % self.factor:
+            raise ValueError(
+                f"AutoencoderConfig: resolution must be a multiple of {self.factor} for "
+                f"{len(self.channel_multipliers)} levels, got {self.resolution}"
+            )
+
+    @property
+    def factor(self) -> int:
+        """Image resolution over latent resolution."""
+        return 2 ** (len(self.channel_multipliers) - 1)
+
+    @property
+    def latent_resolution(self) -> int:
+        """Side of the latent."""
+        return self.resolution // self.factor
+
+
+class AutoencoderOutput(NamedTuple):
+    """What training needs of one pass.
+
+    Attributes:
+        reconstruction: (N, image_channels, H, W).
+        latent: what was decoded, before quantisation: (N, latent_channels, h, w).
+        extra_loss: scalar: codebook and commitment loss, or KL, or 0.
+    """
+
+    reconstruction: Tensor
+    latent: Tensor
+    extra_loss: Tensor
+
+
+class Level(nn.Module):
+    """The blocks at one resolution, each followed by its attention if any, then the resampling."""
+
+    def __init__(
+        self, widths: list[int], attention: bool, resample: nn.Module | None, dropout: float
+    ) -> None:
+        super().__init__()
+        pairs = list(itertools.pairwise(widths))
+        self.blocks = nn.ModuleList(ResnetBlock(a, b, dropout) for a, b in pairs)
+        self.attention = nn.ModuleList(AttentionBlock(b) for _, b in pairs if attention)
+        self.resample = resample
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            if self.attention:
+                x = self.attention[i](x)
+        return x if self.resample is None else self.resample(x)
+
+
+def _middle(width: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(
+        ResnetBlock(width, width, dropout),
+        AttentionBlock(width),
+        ResnetBlock(width, width, dropout),
+    )
+
+
+class Encoder(nn.Module):
+    """(N, image_channels, H, W) -> (N, out_channels, H/factor, W/factor)."""
+
+    def __init__(self, config: AutoencoderConfig, out_channels: int) -> None:
+        super().__init__()
+        widths = [config.base_channels * m for m in (1, *config.channel_multipliers)]
+        self.conv_in = nn.Conv2d(config.image_channels, widths[0], 3, padding=1)
+        self.levels = nn.Sequential()
+        last = len(config.channel_multipliers) - 1
+        for i, width in enumerate(widths[1:]):
+            self.levels.append(
+                Level(
+                    [widths[i]] + [width] * config.num_blocks,
+                    config.resolution >> i in config.attention_resolutions,
+                    Downsample(width) if i < last else None,
+                    config.dropout,
+                )
+            )
+        self.middle = _middle(widths[-1], config.dropout)
+        self.norm_out = GroupNorm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv_out(self.norm_out(self.middle(self.levels(self.conv_in(x)))))
+
+
+class Decoder(nn.Module):
+    """(N, in_channels, h, w) -> (N, image_channels, h*factor, w*factor); coarsest level first."""
+
+    def __init__(self, config: AutoencoderConfig, in_channels: int) -> None:
+        super().__init__()
+        widths = [config.base_channels * m for m in reversed(config.channel_multipliers)]
+        self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
+        self.middle = _middle(widths[0], config.dropout)
+        self.levels = nn.Sequential()
+        last = len(widths) - 1
+        for i, width in enumerate(widths):
+            self.levels.append(
+                Level(
+                    [widths[max(i - 1, 0)]] + [width] * (config.num_blocks + 1),
+                    config.resolution >> (last - i) in config.attention_resolutions,
+                    Upsample(width) if i < last else None,
+                    config.dropout,
+                )
+            )
+        self.norm_out = GroupNorm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], config.image_channels, 3, padding=1)
+        self.tanh_out = config.tanh_out
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.conv_out(self.norm_out(self.levels(self.middle(self.conv_in(z)))))
+        return x.tanh() if self.tanh_out else x
+
+
+class Autoencoder(nn.Module):
+    """Images to latents and back.
+
+    `latent_scale` is a buffer, 1 until measured on a training set: latents over it lie in [-1, 1].
+    `encode` and `decode` themselves are unscaled. `ignored_entries` names what an imported
+    checkpoint held beside the autoencoder.
+    """
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.ignored_entries: tuple[str, ...] = ()
+        latent = config.latent_channels
+        hidden = latent if config.z_channels is None else config.z_channels
+        moments = 2 if config.kl else 1
+        self.encoder = Encoder(config, moments * hidden)
+        self.quant_conv = nn.Conv2d(moments * hidden, moments * latent, 1)
+        self.quantizer = (
+            VectorQuantizer(config.codebook_size, latent) if config.codebook_size else None
+        )
+        self.post_quant_conv = nn.Conv2d(latent, hidden, 1)
+        self.decoder = Decoder(config, hidden)
+        self.latent_scale: Tensor
+        self.register_buffer("latent_scale", torch.ones(()))
+
+    @property
+    def last_layer(self) -> Tensor:
+        """The decoder's last weight, at which adaptive loss weights are measured."""
+        return self.decoder.conv_out.weight
+
+    def moments(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(mean, log variance) of the latent of `x`; no variance without `kl`.
+
+        Raises:
+            ValueError: `x` is no (N, image_channels, H, W) of sides that the factor divides.
+        """
+        channels, factor = self.config.image_channels, self.config.factor
+        if x.ndim != 4 or x.shape[1] != channels or x.shape[2] % factor or x.shape[3] % factor:
+            raise ValueError(
+                f"Autoencoder: x must be (N, {channels}, H, W) with sides a multiple of {factor}, "
+                f"got {tuple(x.shape)}"
+            )
+        h = self.quant_conv(self.encoder(x))
+        if not self.config.kl:
+            return h, None
+        mean, log_variance = h.chunk(2, dim=1)
+        return mean, log_variance.clamp(-30.0, 20.0)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """The latent (N, latent_channels, h, w) of images in [-1, 1]: unquantised, or KL's mean."""
+        return self.moments(x)[0]
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Images of about [-1, 1] of unscaled latents (N, latent_channels, h, w), quantised first.
+
+        Raises:
+            ValueError: `z` has another number of channels.
+        """
+        if z.ndim != 4 or z.shape[1] != self.config.latent_channels:
+            raise ValueError(
+                f"Autoencoder: z must be (N, {self.config.latent_channels}, h, w), "
+                f"got {tuple(z.shape)}"
+            )
+        if self.quantizer is not None:
+            z = self.quantizer(z)[0]
+        return self.decoder(self.post_quant_conv(z))
+
+    def forward(self, x: Tensor) -> AutoencoderOutput:
+        """One training pass; a KL latent is sampled with PyTorch's default generator.
+
+        KL is summed over the latent, averaged over the batch and divided by the number of values
+        of an image: beside an L1 loss averaged over those it weighs as published.
+        """
+        z, log_variance = self.moments(x)
+        if log_variance is not None:
+            mean, log_variance = z.float(), log_variance.float()
+            variance = log_variance.exp()
+            extra = 0.5 * (mean.square() + variance - 1.0 - log_variance).sum() / x.numel()
+            z = (mean + variance.sqrt() * torch.randn_like(mean)).to(z.dtype)
+            return AutoencoderOutput(self.decode(z), z, extra)
+        if self.quantizer is None:
+            return AutoencoderOutput(self.decode(z), z, torch.zeros((), device=z.device))
+        quantized, indices = self.quantizer(z)
+        image = self.decoder(self.post_quant_conv(quantized))
+        return AutoencoderOutput(image, z, self.quantizer.loss(z, indices))

@@ -1,0 +1,87 @@
+"""The layers of the VQGAN encoder and decoder (Esser et al. 2021, after Ho et al. 2020).
+
+All take and return (N, C, H, W) and keep the layout they are given.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lddgan_kernels.ops import ada_group_norm
+
+
+def num_groups(channels: int) -> int:
+    """Groups of a norm: 32, or the largest divisor of `channels` below it for widths 32 misses."""
+    return next(groups for groups in range(min(32, channels), 0, -1) if channels % groups == 0)
+
+
+class GroupNorm(nn.Module):
+    """Affine group norm with SiLU (`activation="silu"`) or without (None)."""
+
+    def __init__(self, channels: int, activation: str | None = "silu") -> None:
+        super().__init__()
+        self.groups = num_groups(channels)
+        self.activation = activation
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ada_group_norm(x, self.weight, self.bias, self.groups, activation=self.activation)
+
+
+class ResnetBlock(nn.Module):
+    """x + conv(dropout(norm(conv(norm(x))))), with a 1x1 shortcut where the width changes."""
+
+    def __init__(self, in_channels: int, out_channels: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = GroupNorm(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = GroupNorm(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        changes = in_channels != out_channels
+        self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if changes else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(self.norm1(x))
+        h = self.conv2(self.dropout(self.norm2(h)))
+        return (x if self.shortcut is None else self.shortcut(x)) + h
+
+
+class AttentionBlock(nn.Module):
+    """x + one-head self-attention over all positions, of the normalised x."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = GroupNorm(channels, activation=None)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(self.norm(x))
+        # (N, 1, HW, C) each; views only where the layout is channels_last.
+        q, k, v = qkv.flatten(2).transpose(1, 2).unsqueeze(1).chunk(3, dim=-1)
+        h = F.scaled_dot_product_attention(q, k, v)
+        return x + self.out(h.squeeze(1).transpose(1, 2).reshape(x.shape))
+
+
+class Downsample(nn.Module):
+    """Halves the resolution: 3x3 convolution of stride 2, zeros at the right and bottom only."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Doubles the resolution: nearest neighbour, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
