@@ -1,5 +1,6 @@
 """The networks. All run on `lddgan_kernels.ops`, so `use_backend` reaches into them."""
 
 from lddgan_kernels.models.autoencoder import Autoencoder, AutoencoderConfig, AutoencoderOutput
+from lddgan_kernels.models.lpips import LPIPS
 
-__all__ = ["Autoencoder", "AutoencoderConfig", "AutoencoderOutput"]
+__all__ = ["LPIPS", "Autoencoder", "AutoencoderConfig", "AutoencoderOutput"]
