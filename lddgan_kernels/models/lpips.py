@@ -88,6 +88,8 @@ class LPIPS(nn.Module):
                 )
             self.register_buffer(f"linear{i}", linear[name].flatten().float())
         # ImageNet's statistics, for images in [-1, 1].
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor([-0.030, -0.088, -0.188])[:, None, None])
         self.register_buffer("std", torch.tensor([0.458, 0.448, 0.450])[:, None, None])
         self.requires_grad_(False)
