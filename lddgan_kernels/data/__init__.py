@@ -1,0 +1,22 @@
+"""Images in: folders, zips, npz, CIFAR-10, LMDB, the embedded digits; cached pixels and latents."""
+
+from lddgan_kernels.data.batches import PixelCache, cache_pixels, image_batches, steps_per_epoch
+from lddgan_kernels.data.digits import Digits, load_digits
+from lddgan_kernels.data.download import cache_folder, download
+from lddgan_kernels.data.images import ImageDataset, open_images
+from lddgan_kernels.data.latents import LatentCache, weights_fingerprint
+
+__all__ = [
+    "Digits",
+    "ImageDataset",
+    "LatentCache",
+    "PixelCache",
+    "cache_folder",
+    "cache_pixels",
+    "download",
+    "image_batches",
+    "load_digits",
+    "open_images",
+    "steps_per_epoch",
+    "weights_fingerprint",
+]

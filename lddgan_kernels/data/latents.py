@@ -1,0 +1,274 @@
+"""A data set's latents, encoded once and read from a memory-mapped file."""
+
+import errno
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from lddgan_kernels._checks import fail
+from lddgan_kernels.data.batches import PixelCache, epoch_order
+from lddgan_kernels.data.images import ImageDataset
+
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def weights_fingerprint(module: nn.Module) -> str:
+    """A short hash of a module's parameters and buffers: names, shapes, dtypes and values.
+
+    `latent_scale` does not count: it is measured on the latents, which are cached unscaled.
+    """
+    found = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        if name.split(".")[-1] == "latent_scale":
+            continue
+        found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()[:16]
+
+
+class LatentCache:
+    """Latents (N, flips, C, H, W) in one memory-mapped file, with what they were made from.
+
+    `path` holds the numbers, `path.json` the shape, dtype, the autoencoder's fingerprint, the data
+    set and the largest magnitude, `abs_max` (which the GAN's latents are divided by). Made by
+    `create`, found again by `open`.
+    """
+
+    def __init__(self, path: Path, facts: dict[str, Any]) -> None:
+        self.path = path
+        self.shape: tuple[int, ...] = tuple(facts["shape"])
+        self.dtype = DTYPES[facts["dtype"]]
+        self.abs_max = float(facts["abs_max"])
+        self.dataset: dict[str, Any] = facts["dataset"]
+        # PyTorch wants writable memory; "c" keeps writes, which nobody does, off the file.
+        mapped = np.memmap(path, dtype=np.uint8, mode="c")
+        self.latents = torch.from_numpy(mapped).view(self.dtype).view(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        dataset: ImageDataset | PixelCache,
+        encode: Callable[[Tensor], Tensor],
+        fingerprint: str,
+        *,
+        flip: bool,
+        batch_size: int = 64,
+        dtype: torch.dtype = torch.float16,
+        device: torch.device | str = "cpu",
+        workers: int = 0,
+    ) -> "LatentCache":
+        """Opens the cache at `path` if it was made from these, else encodes the data set.
+
+        encode: (B, C, H, W) float32 in [-1, 1] on `device` -> latents (B, c, h, w), unscaled.
+        fingerprint: of the autoencoder, `weights_fingerprint`.
+        flip: also encode each image mirrored.
+
+        Encoding that was cut short goes on where it stopped; the file appears under its name only
+        when whole. Raises OSError where the disk has too little room, before encoding, and
+        ValueError for latents that are not finite in `dtype`.
+        """
+        path = Path(path)
+        names = [name for name, known in DTYPES.items() if known == dtype]
+        if not names:
+            raise fail("LatentCache", "dtype", ", ".join(DTYPES), dtype)
+        described = _describe(dataset)
+        try:
+            found = cls.open(path, fingerprint, dataset=dataset)
+            if found.dtype == dtype and found.shape[1] == (2 if flip else 1):
+                return found
+        except (FileNotFoundError, ValueError):
+            pass  # absent, or made from something else: encode
+        shape = _latent_shape(dataset, encode, flip, device)
+        facts: dict[str, Any] = {
+            "shape": shape,
+            "dtype": names[0],
+            "fingerprint": fingerprint,
+            "dataset": described,
+        }
+        part = _encode_all(path, facts, dataset, encode, batch_size, device, workers)
+        facts["abs_max"] = _abs_max(part, dtype, math.prod(shape[1:]))
+        _sidecar(path).unlink(missing_ok=True)
+        part.replace(path)
+        _write_json(_sidecar(path), facts)
+        _sidecar(part).unlink()
+        return cls(path, facts)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        fingerprint: str,
+        *,
+        dataset: ImageDataset | PixelCache | None = None,
+    ) -> "LatentCache":
+        """The finished cache at `path`.
+
+        Raises FileNotFoundError where there is none, ValueError where it is damaged or came from
+        another autoencoder or (where `dataset` is given) another data set.
+        """
+        path = Path(path)
+        if not path.exists() or not _sidecar(path).exists():
+            raise FileNotFoundError(f"LatentCache: path must be a finished cache, got {path}")
+        try:
+            facts = json.loads(_sidecar(path).read_text())
+            size = math.prod(facts["shape"]) * DTYPES[facts["dtype"]].itemsize
+            made_by, made_from = facts["fingerprint"], facts["dataset"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise fail("LatentCache", "path", "a cache", f"{_sidecar(path)}: {error!r}") from None
+        if path.stat().st_size != size:
+            raise fail(
+                "LatentCache", "path", f"of {size} bytes", f"{path.stat().st_size} in {path}"
+            )
+        if made_by != fingerprint:
+            raise fail(
+                "LatentCache",
+                "path",
+                f"encoded by the autoencoder {fingerprint}",
+                f"{path}, encoded by {made_by}: encode the data set again",
+            )
+        if dataset is not None and made_from != _describe(dataset):
+            raise fail(
+                "LatentCache",
+                "path",
+                f"encoded from {_describe(dataset)}",
+                f"{path}, encoded from {made_from}: encode the data set again",
+            )
+        return cls(path, facts)
+
+    def batches(
+        self,
+        batch_size: int,
+        seed: int,
+        epoch: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        start: int = 0,
+    ) -> Iterator[Tensor]:
+        """One epoch of (batch_size, C, H, W) float32 batches, each image mirrored or not at random.
+
+        The order depends on `seed` and `epoch` only; `start` is the first batch to give.
+        """
+        for indices, flips in epoch_order(
+            len(self), batch_size, seed, epoch, rank=rank, world_size=world_size, start=start
+        ):
+            yield self.latents[indices, flips.long() % self.shape[1]].float()
+
+
+def _describe(dataset: ImageDataset | PixelCache) -> dict[str, Any]:
+    return {
+        "name": dataset.name,
+        "length": len(dataset),
+        "resolution": dataset.resolution,
+        "channels": dataset.channels,
+    }
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_name(path.name + ".json")
+
+
+def _write_json(path: Path, facts: dict[str, Any]) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(facts, indent=1))
+    temporary.replace(path)
+
+
+def _latent_shape(
+    dataset: ImageDataset | PixelCache,
+    encode: Callable[[Tensor], Tensor],
+    flip: bool,
+    device: torch.device | str,
+) -> list[int]:
+    latent = _encode_flips(dataset[0][None], encode, flip, device)
+    return [len(dataset), *latent.shape[1:]]
+
+
+def _encode_flips(
+    images: Tensor, encode: Callable[[Tensor], Tensor], flip: bool, device: torch.device | str
+) -> Tensor:
+    """uint8 images (B,C,H,W) -> latents (B, flips, c, h, w)."""
+    x = images.to(device).float() / 127.5 - 1
+    with torch.no_grad():
+        return torch.stack([encode(x), encode(x.flip(-1))] if flip else [encode(x)], dim=1)
+
+
+def _encode_all(
+    path: Path,
+    facts: dict[str, Any],
+    dataset: ImageDataset | PixelCache,
+    encode: Callable[[Tensor], Tensor],
+    batch_size: int,
+    device: torch.device | str,
+    workers: int,
+) -> Path:
+    """Writes `path.part`, from where an earlier attempt with the same `facts` stopped."""
+    from tqdm import tqdm
+
+    part = path.with_name(path.name + ".part")
+    dtype = DTYPES[facts["dtype"]]
+    count, *item = facts["shape"]
+    item_bytes = math.prod(item) * dtype.itemsize
+    done = _resumable(part, facts) // item_bytes
+    needed = (count - done) * item_bytes
+    path.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(path.parent).free
+    if free < needed:
+        raise OSError(
+            errno.ENOSPC, f"LatentCache: {path} needs {needed} bytes, {free} are free on its disk"
+        )
+    _write_json(_sidecar(part), facts)
+    rest = torch.utils.data.Subset(dataset, range(done, count))
+    loader = DataLoader(rest, batch_size=batch_size, num_workers=workers)
+    flips = item[0] == 2
+    with (
+        open(part, "ab") as file,
+        tqdm(total=count, initial=done, desc="encode", unit="img", disable=count < 2000) as bar,
+    ):
+        file.truncate(done * item_bytes)
+        for images in loader:
+            latents = _encode_flips(images, encode, flips, device).to(dtype).cpu().contiguous()
+            if not latents.isfinite().all():
+                raise fail(
+                    "LatentCache",
+                    "encode",
+                    f"finite in {dtype}",
+                    f"inf or NaN among images {done}..{done + len(images) - 1}",
+                )
+            file.write(latents.flatten().view(torch.uint8).numpy().data)
+            done += len(images)
+            bar.update(len(images))
+        file.flush()
+        os.fsync(file.fileno())
+    return part
+
+
+def _resumable(part: Path, facts: dict[str, Any]) -> int:
+    """Bytes of an earlier attempt that can be kept; anything else is deleted."""
+    try:
+        if json.loads(_sidecar(part).read_text()) == facts:
+            return part.stat().st_size
+    except (OSError, ValueError):
+        pass
+    part.unlink(missing_ok=True)
+    return 0
+
+
+def _abs_max(path: Path, dtype: torch.dtype, item: int) -> float:
+    """The largest magnitude in a file of latents of `item` elements."""
+    values = torch.from_numpy(np.memmap(path, dtype=np.uint8, mode="c")).view(dtype).view(-1, item)
+    return max(chunk.float().abs().amax().item() for chunk in values.split(256))
