@@ -1,6 +1,15 @@
-"""The networks. All run on `lddgan_kernels.ops`, so `use_backend` reaches into them."""
+"""The networks, each with its configuration: all memory-bound steps are public ops."""
 
 from lddgan_kernels.models.autoencoder import Autoencoder, AutoencoderConfig, AutoencoderOutput
-from lddgan_kernels.models.lpips import LPIPS
+from lddgan_kernels.models.discriminator import Discriminator, DiscriminatorConfig
+from lddgan_kernels.models.generator import Generator, GeneratorConfig
 
-__all__ = ["LPIPS", "Autoencoder", "AutoencoderConfig", "AutoencoderOutput"]
+__all__ = [
+    "Autoencoder",
+    "AutoencoderConfig",
+    "AutoencoderOutput",
+    "Discriminator",
+    "DiscriminatorConfig",
+    "Generator",
+    "GeneratorConfig",
+]

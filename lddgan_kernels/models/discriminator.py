@@ -1,0 +1,156 @@
+"""The time-conditioned discriminator of DDGAN, WDDGAN and LDDGAN.
+
+ResBlocks on the pair (x_t, x_{t+1}) that say whether x_t is real (Xiao et al. 2022, appendix C).
+Gradients of gradients work, as the R1 penalty needs them.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lddgan_kernels.models.layers import (
+    TimeBank,
+    TimeEmbedding,
+    bias_of,
+    conv2d,
+    leaky_relu,
+    linear,
+)
+from lddgan_kernels.ops import bias_act, downsample2d, minibatch_stddev, residual_scale
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    """A discriminator's structure.
+
+    Attributes:
+        kind: "small" keeps the resolution in its first block and has 3 or 4 blocks; "large" halves
+            it in every block and has 3 to 6.
+        channels: of x alone.
+        base_channels: the stem has twice as many, the deepest blocks 8 times.
+        time_embedding: width of the time embedding.
+        num_blocks: ResBlocks.
+        patch_size: images are folded into patches of this side, which become channels.
+    """
+
+    kind: str
+    channels: int
+    base_channels: int = 64
+    time_embedding: int = 128
+    num_blocks: int = 4
+    patch_size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("small", "large"):
+            raise ValueError(
+                f"DiscriminatorConfig: kind must be 'small' or 'large', got {self.kind!r}"
+            )
+        most = 4 if self.kind == "small" else 6
+        if not 3 <= self.num_blocks <= most:
+            raise ValueError(
+                f"DiscriminatorConfig: num_blocks must be 3 to {most} for kind {self.kind!r}, "
+                f"got {self.num_blocks}"
+            )
+        for name in ("channels", "base_channels", "time_embedding", "patch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"DiscriminatorConfig: {name} must be positive, got {getattr(self, name)}"
+                )
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels of the stem and of each block."""
+        multiples = [2, 2, 4, 8, 8] if self.kind == "small" else [2, 4, 8, 8, 8, 8, 8]
+        return [self.base_channels * multiple for multiple in multiples[: self.num_blocks + 1]]
+
+
+class DiscriminatorBlock(nn.Module):
+    """act-conv, time bias, act, FIR downsampling, conv, plus a 1x1 shortcut, over sqrt(2)."""
+
+    def __init__(self, in_channels: int, out_channels: int, down: bool) -> None:
+        super().__init__()
+        self.down = down
+        self.conv0 = conv2d(in_channels, out_channels, 3, bias=False)
+        self.conv1 = conv2d(out_channels, out_channels, 3, scale=0.0)
+        self.shortcut = conv2d(in_channels, out_channels, 1, bias=False)
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        """`bias`: (N, out_channels), of time and of the first convolution."""
+        h = self.conv0(leaky_relu(x))
+        h = leaky_relu(h + bias[:, :, None, None])
+        if self.down:
+            h, x = downsample2d(h), downsample2d(x)
+        return residual_scale(self.shortcut(x), self.conv1(h))
+
+
+class Discriminator(nn.Module):
+    """How real x is as the denoised x_next.
+
+    Args:
+        config: the structure.
+    """
+
+    def __init__(self, config: DiscriminatorConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths, large = config.widths, config.kind == "large"
+        self.time_embedding = TimeEmbedding(
+            config.time_embedding, config.time_embedding, leaky_relu
+        )
+        self.time_bank = TimeBank(config.time_embedding, widths[1:])
+        self.stem = conv2d(2 * config.channels * config.patch_size**2, widths[0], 1)
+        self.blocks = nn.ModuleList(
+            DiscriminatorBlock(widths[i], widths[i + 1], down=large or i > 0)
+            for i in range(config.num_blocks)
+        )
+        self.final = conv2d(widths[-1] + 1, widths[-1], 3, scale=1.0 if large else 0.0)
+        self.out = linear(widths[-1], 1)
+
+    def forward(self, x: Tensor, t: Tensor, x_next: Tensor) -> Tensor:
+        """One logit a sample.
+
+        Args:
+            x: (N, channels, H, W) of the parameters' dtype (or float32 under autocast),
+                contiguous or channels_last; at least 2^halvings high and wide.
+            t: (N,) steps of x, int64.
+            x_next: like x, one step noisier.
+
+        Returns:
+            (N, 1).
+
+        Raises:
+            ValueError: a shape does not fit the configuration.
+        """
+        self._check(x, t, x_next)
+        p = self.config.patch_size
+        if p > 1:
+            x, x_next = F.pixel_unshuffle(x, p), F.pixel_unshuffle(x_next, p)
+        h = self.stem(torch.cat([x, x_next], dim=1))
+        biases = self.time_bank(self.time_embedding(t))
+        for block, bias in zip(self.blocks, biases, strict=True):
+            h = block(h, bias)
+        h = F.conv2d(minibatch_stddev(h), self.final.weight, padding=1)
+        h = bias_act(h, bias_of(self.final), "leaky_relu")
+        return self.out(h.sum(dim=(2, 3)))
+
+    def _check(self, x: Tensor, t: Tensor, x_next: Tensor) -> None:
+        n, channels = x.shape[0], self.config.channels
+        if x.ndim != 4 or x.shape[1] != channels:
+            raise ValueError(
+                f"Discriminator: x must be of shape (N, {channels}, H, W), got {tuple(x.shape)}"
+            )
+        halvings = self.config.num_blocks - (self.config.kind == "small")
+        factor = self.config.patch_size * 2**halvings
+        if min(x.shape[2:]) < factor:
+            raise ValueError(
+                f"Discriminator: x must be at least {factor} high and wide, got {tuple(x.shape)}"
+            )
+        if x_next.shape != x.shape:
+            raise ValueError(
+                f"Discriminator: x_next must be of shape {tuple(x.shape)}, "
+                f"got {tuple(x_next.shape)}"
+            )
+        if t.shape != (n,):
+            raise ValueError(f"Discriminator: t must be of shape ({n},), got {tuple(t.shape)}")

@@ -1,0 +1,302 @@
+"""NCSN++ with adaptive group norm: the generator of DDGAN and LDDGAN.
+
+A U-Net (Song et al. 2021) that predicts x_0 from x_t, the step t and a latent z (Xiao et al. 2022).
+One definition for every backend: all memory-bound steps are public ops.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lddgan_kernels.models.layers import (
+    Attention,
+    Block,
+    BlockControl,
+    DownBlock,
+    GroupNorm,
+    Mapping,
+    PyramidDown,
+    ResBlock,
+    StyleBank,
+    TimeBank,
+    TimeEmbedding,
+    UpBlock,
+    conv2d,
+    merge,
+)
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """A generator's structure; the defaults are the published CIFAR-10 ones.
+
+    Attributes:
+        channels: of x and of the output.
+        resolution: height and width of x.
+        base_channels: width of the finest level.
+        channel_multipliers: each level's width over `base_channels`, finest first.
+        num_blocks: residual blocks a level on the way down; one more on the way up.
+        attention_resolutions: those whose blocks get attention; the middle always has it.
+        z_dim: of z.
+        mapping_layers: linear layers of the mapping network after its first.
+        mapping_width: its width.
+        dropout: in the residual blocks.
+        tanh_out: whether the output passes a tanh.
+        patch_size: x is folded into patches of this side, which become channels.
+        input_pyramid: whether each level adds a downsampled input ("residual").
+        fir: resample by the [1, 3, 3, 1] filter; else nearest neighbour and mean.
+        skip_rescale: divide residual sums by sqrt(2).
+        centered: x lies in [-1, 1]; else in [0, 1].
+    """
+
+    channels: int
+    resolution: int
+    base_channels: int = 128
+    channel_multipliers: tuple[int, ...] = (1, 2, 2)
+    num_blocks: int = 2
+    attention_resolutions: tuple[int, ...] = ()
+    z_dim: int = 25
+    mapping_layers: int = 4
+    mapping_width: int = 256
+    dropout: float = 0.0
+    tanh_out: bool = True
+    patch_size: int = 1
+    input_pyramid: bool = True
+    fir: bool = True
+    skip_rescale: bool = True
+    centered: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "resolution", "base_channels", "num_blocks", "z_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"GeneratorConfig: {name} must be positive, got {getattr(self, name)}"
+                )
+        if not self.channel_multipliers:
+            raise ValueError("GeneratorConfig: channel_multipliers must hold one a level, got ()")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"GeneratorConfig: dropout must be in [0, 1), got {self.dropout}")
+        factor = self.patch_size * 2 ** (len(self.channel_multipliers) - 1)
+        if self.resolution % factor:
+            raise ValueError(
+                f"GeneratorConfig: resolution must be a multiple of {factor} for "
+                f"{len(self.channel_multipliers)} levels and patches of {self.patch_size}, "
+                f"got {self.resolution}"
+            )
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels of each level, finest first."""
+        return [self.base_channels * multiplier for multiplier in self.channel_multipliers]
+
+    def has_attention(self, level: int) -> bool:
+        """Whether the blocks of `level` (0: the finest) get attention."""
+        return self.resolution // self.patch_size // 2**level in self.attention_resolutions
+
+
+class DownLevel(nn.Module):
+    """One resolution on the way down: blocks, each with attention or none, and the step down."""
+
+    def __init__(
+        self,
+        blocks: Sequence[ResBlock],
+        attentions: Sequence[Attention],
+        resample: Block | None,
+        pyramid: nn.Module | None,
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.attentions = nn.ModuleList(attentions)
+        self.resample = resample
+        self.pyramid = pyramid
+
+
+class UpLevel(nn.Module):
+    """One resolution on the way up: blocks, attention after the last or none, and the step up."""
+
+    def __init__(
+        self, blocks: Sequence[ResBlock], attention: Attention | None, resample: Block | None
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.attention = attention
+        self.resample = resample
+
+
+class Generator(nn.Module):
+    """x_0 from (x_t, t, z).
+
+    Args:
+        config: the structure.
+    """
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.config = config
+        base, widths = config.base_channels, config.widths
+        self._block_widths: list[tuple[int, int]] = []  # in the order of execution
+        self._block_options: dict[str, Any] = {
+            "rescale": config.skip_rescale,
+            "dropout": config.dropout,
+        }
+
+        channels = config.channels * config.patch_size**2
+        self.conv_in = conv2d(channels, base, 3)
+        skip_widths, width, pyramid_width = [base], base, channels
+        down = []
+        for level, out in enumerate(widths):
+            blocks, attentions = [], []
+            for _ in range(config.num_blocks):
+                blocks.append(self._block(width, out))
+                width = out
+                if config.has_attention(level):
+                    attentions.append(Attention(width, config.skip_rescale))
+                skip_widths.append(width)
+            resample, pyramid = None, None
+            if level < len(widths) - 1:
+                resample = self._down_block(width)
+                if config.input_pyramid:
+                    pyramid = self._pyramid_down(pyramid_width, width)
+                    pyramid_width = width
+                skip_widths.append(width)
+            down.append(DownLevel(blocks, attentions, resample, pyramid))
+        self.down = nn.ModuleList(down)
+
+        self.middle0 = self._block(width, width)
+        self.middle_attention = Attention(width, config.skip_rescale)
+        self.middle1 = self._block(width, width)
+
+        up = []
+        for level, out in reversed(list(enumerate(widths))):
+            blocks = []
+            for _ in range(config.num_blocks + 1):
+                blocks.append(self._block(width + skip_widths.pop(), out))
+                width = out
+            attention = None
+            if config.has_attention(level):
+                attention = Attention(width, config.skip_rescale)
+            up.append(UpLevel(blocks, attention, self._up_block(width, level) if level else None))
+        self.up = nn.ModuleList(up)
+        self.norm_out = GroupNorm(width, activation="silu")
+        self.conv_out = conv2d(width, channels, 3, scale=0.0)
+
+        self.mapping = Mapping(config.z_dim, config.mapping_width, config.mapping_layers)
+        norm_widths = [width for pair in self._block_widths for width in pair]
+        self.style_bank = StyleBank(config.mapping_width, norm_widths)
+        self.time_embedding = TimeEmbedding(base, 4 * base, F.silu)
+        self.time_bank = TimeBank(4 * base, [out for _, out in self._block_widths])
+
+    def forward(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
+        """The predicted x_0.
+
+        Args:
+            x: (N, channels, resolution, resolution) of the parameters' dtype (or float32 under
+                autocast), contiguous or channels_last.
+            t: (N,) steps, int64.
+            z: (N, z_dim) of the parameters' dtype.
+
+        Returns:
+            Like x; in [-1, 1] where the configuration has `tanh_out`.
+
+        Raises:
+            ValueError: a shape does not fit the configuration.
+        """
+        self._check(x, t, z)
+        control = self.control(t, z)
+        x = self._fold(x)
+        if not self.config.centered:
+            x = 2 * x - 1
+        h = self.conv_in(x)
+        pyramid = x
+        skips: list[Tensor] = [h]
+        kept: list[Tensor | None] = []
+        for level in self._down_levels():
+            for i, block in enumerate(level.blocks):
+                h = block(h, control)
+                if level.attentions:
+                    h = level.attentions[i](h)
+                skips.append(h)
+            if level.resample is not None:
+                h, keep = level.resample(h, control)
+                kept.append(keep)
+                if level.pyramid is not None:
+                    h = pyramid = merge(level.pyramid(pyramid), h, self.config.skip_rescale)
+                skips.append(h)
+        h = self._middle(h, control)
+        for up in self._up_levels():
+            for block in up.blocks:
+                h = block(h, control, skips.pop())
+            if up.attention is not None:
+                h = up.attention(h)
+            if up.resample is not None:
+                h = up.resample(h, control, kept.pop())
+        h = self._unfold(self.conv_out(self.norm_out(h)))
+        return torch.tanh(h) if self.config.tanh_out else h
+
+    def control(self, t: Tensor, z: Tensor) -> list[BlockControl]:
+        """What t (N,) and z (N, z_dim) set in each block, in the order of execution."""
+        styles = self.style_bank(self.mapping(z))
+        biases = self.time_bank(self.time_embedding(t))
+        return [
+            BlockControl._make((*styles[4 * i : 4 * i + 4], bias)) for i, bias in enumerate(biases)
+        ]
+
+    def _middle(self, h: Tensor, control: Sequence[BlockControl]) -> Tensor:
+        return self.middle1(self.middle_attention(self.middle0(h, control)), control)
+
+    def _next(self, in_channels: int, out_channels: int) -> int:
+        """The index of a new block; its norms join the banks."""
+        self._block_widths.append((in_channels, out_channels))
+        return len(self._block_widths) - 1
+
+    def _block(self, in_channels: int, out_channels: int) -> ResBlock:
+        index = self._next(in_channels, out_channels)
+        return ResBlock(index, in_channels, out_channels, **self._block_options)
+
+    def _down_block(self, channels: int) -> Block:
+        index = self._next(channels, channels)
+        return DownBlock(index, channels, fir=self.config.fir, **self._block_options)
+
+    def _up_block(self, channels: int, level: int) -> Block:
+        index = self._next(channels, channels)
+        return UpBlock(index, channels, fir=self.config.fir, **self._block_options)
+
+    def _pyramid_down(self, in_channels: int, out_channels: int) -> nn.Module:
+        return PyramidDown(in_channels, out_channels, self.config.fir)
+
+    def _down_levels(self) -> Sequence[DownLevel]:
+        return cast(Sequence[DownLevel], self.down)
+
+    def _up_levels(self) -> Sequence[UpLevel]:
+        return cast(Sequence[UpLevel], self.up)
+
+    def _fold(self, x: Tensor) -> Tensor:
+        """Patches into channels, ordered (row, column, channel) within the patch."""
+        p = self.config.patch_size
+        if p == 1:
+            return x
+        n, c, h, w = x.shape
+        patches = x.reshape(n, c, h // p, p, w // p, p).permute(0, 3, 5, 1, 2, 4)
+        return patches.reshape(n, p * p * c, h // p, w // p)
+
+    def _unfold(self, x: Tensor) -> Tensor:
+        """Channels into patches, ordered (channel, row, column): unlike `_fold`, as published."""
+        return F.pixel_shuffle(x, self.config.patch_size) if self.config.patch_size > 1 else x
+
+    def _check(self, x: Tensor, t: Tensor, z: Tensor) -> None:
+        config, n = self.config, x.shape[0]
+        expected = (n, config.channels, config.resolution, config.resolution)
+        for name, value, shape in (
+            ("x", x, expected),
+            ("t", t, (n,)),
+            ("z", z, (n, config.z_dim)),
+        ):
+            if tuple(value.shape) != shape:
+                raise ValueError(
+                    f"{type(self).__name__}: {name} must be of shape {shape}, "
+                    f"got {tuple(value.shape)}"
+                )
