@@ -1,10 +1,12 @@
-"""The networks, each with its configuration: all memory-bound steps are public ops."""
+"""The networks. All run on `lddgan_kernels.ops`, so `use_backend` reaches into them."""
 
 from lddgan_kernels.models.autoencoder import Autoencoder, AutoencoderConfig, AutoencoderOutput
 from lddgan_kernels.models.discriminator import Discriminator, DiscriminatorConfig
 from lddgan_kernels.models.generator import Generator, GeneratorConfig
+from lddgan_kernels.models.lpips import LPIPS
 
 __all__ = [
+    "LPIPS",
     "Autoencoder",
     "AutoencoderConfig",
     "AutoencoderOutput",
