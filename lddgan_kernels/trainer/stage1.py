@@ -1,0 +1,132 @@
+"""Stage 1: one training step of the autoencoder, and what surrounds the loop."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.optim import Adam, Optimizer
+
+from lddgan_kernels.models.autoencoder import Autoencoder
+from lddgan_kernels.models.lpips import LPIPS, MIN_SIZE
+from lddgan_kernels.models.patch_discriminator import PatchDiscriminator, patch_layers
+from lddgan_kernels.trainer.autoencoder_losses import AutoencoderLoss, Metrics
+
+BASE_LR = 4.5e-6  # a sample of the batch
+
+
+def autoencoder_loss(
+    model: Autoencoder, lpips: LPIPS | None, gan_start: int | None, gan_width: int = 64
+) -> AutoencoderLoss:
+    """The loss that suits an autoencoder, its discriminator on the model's device.
+
+    Args:
+        model: says the kind of its extra term, and channels and size of its images.
+        lpips: left out where the images are under 64 px.
+        gan_start: the GAN's first step; None: no GAN. Images under 6 px have none either.
+        gan_width: of the discriminator's first layer.
+    """
+    config = model.config
+    layers = patch_layers(config.resolution)
+    discriminator = None
+    if gan_start is not None and layers > 0:
+        discriminator = PatchDiscriminator(config.image_channels, gan_width, layers)
+        discriminator = discriminator.to(model.last_layer.device)
+    return AutoencoderLoss(
+        extra_weight=1e-6 if config.kl else 1.0,
+        lpips=lpips if config.resolution >= MIN_SIZE else None,
+        discriminator=discriminator,
+        gan_start=gan_start or 0,
+    )
+
+
+def autoencoder_optimizers(
+    model: Autoencoder, loss: AutoencoderLoss, lr: float
+) -> tuple[Optimizer, Optimizer | None]:
+    """Adam (0.5, 0.9) for the autoencoder and for the discriminator, if there is one.
+
+    Args:
+        lr: the paper has `BASE_LR` times the batch size.
+    """
+
+    def adam(module: torch.nn.Module) -> Optimizer:
+        fused = next(module.parameters()).device.type in ("cpu", "cuda")
+        return Adam(module.parameters(), lr=lr, betas=(0.5, 0.9), fused=fused)
+
+    return adam(model), None if loss.discriminator is None else adam(loss.discriminator)
+
+
+def autoencoder_step(
+    model: Autoencoder,
+    loss: AutoencoderLoss,
+    optimizers: tuple[Optimizer, Optimizer | None],
+    batch: Tensor,
+    step: int,
+    autocast: torch.dtype | None = None,
+) -> Metrics:
+    """One update of the autoencoder and, where the GAN takes part, of the discriminator.
+
+    Args:
+        batch: images (N, C, H, W) in [-1, 1], float32, on the model's device.
+        step: counted from 0.
+        autocast: torch.bfloat16 for mixed precision; None: float32.
+
+    Returns:
+        0-dim tensors on the device, for the log: `loss`, `l1`, `extra`, and where they take part
+        `lpips`, `adversarial`, `adaptive_weight`, `critic`, `logit_real`, `logit_fake`.
+    """
+    optimizer, critic_optimizer = optimizers
+    context = torch.autocast(batch.device.type, autocast, enabled=autocast is not None)
+    if loss.discriminator is not None:
+        loss.discriminator.requires_grad_(False)
+    with context:
+        output = model(batch)
+        total, metrics = loss.autoencoder(batch, output, model.last_layer, step)
+    optimizer.zero_grad(set_to_none=True)
+    total.backward()
+    optimizer.step()
+    if loss.discriminator is not None and critic_optimizer is not None and loss.gan_at(step):
+        loss.discriminator.requires_grad_(True)
+        with context:
+            critic, more = loss.critic(batch, output.reconstruction)
+        critic_optimizer.zero_grad(set_to_none=True)
+        critic.backward()
+        critic_optimizer.step()
+        metrics |= more
+    return metrics
+
+
+@torch.no_grad()
+def initialize_codebook(model: Autoencoder, batch: Tensor) -> None:
+    """Starts the codes, if there are any, from the latents of a first batch (as `batch` above)."""
+    if model.quantizer is not None:
+        model.quantizer.initialize(model.encode(batch))
+
+
+@torch.no_grad()
+def measure_latent_scale(
+    model: Autoencoder, batches: Iterable[Tensor], autocast: torch.dtype | None = None
+) -> float:
+    """Sets `model.latent_scale` to the largest |latent| of all images and their mirror images.
+
+    Args:
+        batches: of images as above: the whole training set.
+        autocast: as the latents will be encoded.
+
+    Raises:
+        ValueError: there is no image, or the latents are zero or not finite.
+    """
+    training = model.training
+    model.eval()
+    largest = torch.zeros_like(model.latent_scale)
+    for batch in batches:
+        with torch.autocast(batch.device.type, autocast, enabled=autocast is not None):
+            for images in (batch, batch.flip(-1)):
+                largest = torch.maximum(largest, model.encode(images).abs().max().float())
+    model.train(training)
+    if not largest > 0 or not largest.isfinite():
+        raise ValueError(
+            f"measure_latent_scale: the largest |latent| must be positive and finite, "
+            f"got {largest.item()}"
+        )
+    model.latent_scale.copy_(largest)
+    return largest.item()
