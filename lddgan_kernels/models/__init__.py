@@ -4,6 +4,7 @@ from lddgan_kernels.models.autoencoder import Autoencoder, AutoencoderConfig, Au
 from lddgan_kernels.models.discriminator import Discriminator, DiscriminatorConfig
 from lddgan_kernels.models.generator import Generator, GeneratorConfig
 from lddgan_kernels.models.lpips import LPIPS
+from lddgan_kernels.models.patch_discriminator import PatchDiscriminator
 
 __all__ = [
     "LPIPS",
@@ -14,4 +15,5 @@ __all__ = [
     "DiscriminatorConfig",
     "Generator",
     "GeneratorConfig",
+    "PatchDiscriminator",
 ]
