@@ -1,9 +1,9 @@
 """Nearest code: vector quantisation of a latent, without the matrix of all distances.
 
 For each pixel's vector z of a VQ autoencoder the code e_k that minimises |z - e_k|^2 (van den Oord
-et al. 2017, "Neural discrete representation learning", equation 1). Distances are taken in float32
-as the sum of squared differences, which keeps its digits where |z|^2 + |e|^2 - 2 z.e loses them;
-ties go to the lowest index. Dtypes float32, bfloat16, float16 (reference: float64). Gradient:
+et al. 2017, "Neural discrete representation learning", equation 1). The indices are those of a
+search in float64 for the least sum of squared differences, where |z|^2 + |e|^2 - 2 z.e in float32
+loses digits; ties go to the lowest index. Dtypes float32, bfloat16, float16 (reference: float64). Gradient:
 straight-through, that of the quantised latent passes to z unchanged (their equation 3 gives the
 codebook its own loss; it gets none here).
 """
@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lddgan_kernels import _extension
 from lddgan_kernels._backend import select
-from lddgan_kernels._checks import check_image, check_tensor, fail, like_layout, memory_format
+from lddgan_kernels._checks import check_image, check_tensor, dense, fail, like_layout, memory_format
 
-KERNELS = ()
+KERNELS = ("cpu",)
 
 # Distances that the reference holds at a time.
-_BLOCK = 1 << 22
+_BLOCK = 1 << 20
 
 
 def nearest_code(
@@ -49,9 +50,8 @@ def nearest_code(
 def nearest_code_reference(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     """The same in plain PyTorch, without a gradient; the oracle in float64."""
     n, d, h, w = z.shape
-    wide = z.dtype if z.dtype == torch.float64 else torch.float32
-    vectors = z.permute(0, 2, 3, 1).reshape(n * h * w, d).to(wide)
-    codes = codebook.to(wide).T.contiguous()
+    vectors = z.permute(0, 2, 3, 1).reshape(n * h * w, d).double()
+    codes = codebook.double().T.contiguous()
     rows = max(1, _BLOCK // codebook.shape[0])
     parts = [_search(part, codes) for part in vectors.split(rows)] if len(vectors) else []
     indices = torch.cat(parts) if parts else vectors.new_empty(0, dtype=torch.int64)
@@ -82,8 +82,17 @@ class _NearestCode(torch.autograd.Function):
 
 
 def _forward(z: Tensor, codebook: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    z, codebook = z.detach(), codebook.detach()
-    return nearest_code_reference(z, codebook)
+    if backend == "reference":
+        return nearest_code_reference(z, codebook)
+    return torch.ops.lddgan.nearest_code(dense(z), codebook)
+
+
+if _extension.is_loaded():
+
+    @torch.library.register_fake("lddgan::nearest_code")
+    def _(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+        n, _, h, w = z.shape
+        return torch.empty_like(z), z.new_empty((n, h, w), dtype=torch.int64)
 
 
 def _check(z: Tensor, codebook: Tensor) -> None:

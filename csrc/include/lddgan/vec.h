@@ -105,12 +105,13 @@ LDDGAN_INLINE void store_tail(T* p, Vec v, int count) {
   std::memcpy(p, buffer, count * sizeof(T));
 }
 
-LDDGAN_INLINE Vec select(VecI mask, Vec yes, Vec no) {
-  return (Vec)(((VecI)yes & mask) | ((VecI)no & ~mask));
-}
+// `mask` comes from a comparison: all bits of a lane or none. One blend instruction.
+LDDGAN_INLINE Vec select(VecI mask, Vec yes, Vec no) { return mask ? yes : no; }
+LDDGAN_INLINE VecI select(VecI mask, VecI yes, VecI no) { return mask ? yes : no; }
 
-LDDGAN_INLINE Vec max(Vec a, Vec b) { return select(a > b, a, b); }
-LDDGAN_INLINE Vec min(Vec a, Vec b) { return select(a < b, a, b); }
+// One instruction each; `b` where a lane is unordered.
+LDDGAN_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
+LDDGAN_INLINE Vec min(Vec a, Vec b) { return a < b ? a : b; }
 
 LDDGAN_INLINE float sum(Vec v) {
   float total = 0;
