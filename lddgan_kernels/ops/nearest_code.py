@@ -3,9 +3,9 @@
 For each pixel's vector z of a VQ autoencoder the code e_k that minimises |z - e_k|^2 (van den Oord
 et al. 2017, "Neural discrete representation learning", equation 1). The indices are those of a
 search in float64 for the least sum of squared differences, where |z|^2 + |e|^2 - 2 z.e in float32
-loses digits; ties go to the lowest index. Dtypes float32, bfloat16, float16 (reference: float64). Gradient:
-straight-through, that of the quantised latent passes to z unchanged (their equation 3 gives the
-codebook its own loss; it gets none here).
+loses digits; ties go to the lowest index. Dtypes float32, bfloat16,
+float16 (reference: float64). Gradient: straight-through, that of the quantised latent passes to z
+unchanged (their equation 3 gives the codebook its own loss; it gets none here).
 """
 
 from typing import Any
@@ -15,7 +15,14 @@ from torch import Tensor
 
 from lddgan_kernels import _extension
 from lddgan_kernels._backend import select
-from lddgan_kernels._checks import check_image, check_tensor, dense, fail, like_layout, memory_format
+from lddgan_kernels._checks import (
+    check_image,
+    check_tensor,
+    dense,
+    fail,
+    like_layout,
+    memory_format,
+)
 
 KERNELS = ("cpu",)
 
