@@ -214,7 +214,7 @@ class Generator(nn.Module):
         pyramid = x
         skips: list[Tensor] = [h]
         kept: list[Tensor | None] = []
-        for level in self._down_levels():
+        for level in self.down_levels():
             for i, block in enumerate(level.blocks):
                 h = block(h, control)
                 if level.attentions:
@@ -227,7 +227,7 @@ class Generator(nn.Module):
                     h = pyramid = merge(level.pyramid(pyramid), h, self.config.skip_rescale)
                 skips.append(h)
         h = self._middle(h, control)
-        for up in self._up_levels():
+        for up in self.up_levels():
             for block in up.blocks:
                 h = block(h, control, skips.pop())
             if up.attention is not None:
@@ -244,6 +244,14 @@ class Generator(nn.Module):
         return [
             BlockControl._make((*styles[4 * i : 4 * i + 4], bias)) for i, bias in enumerate(biases)
         ]
+
+    def down_levels(self) -> Sequence[DownLevel]:
+        """The levels on the way down, finest first."""
+        return cast(Sequence[DownLevel], self.down)
+
+    def up_levels(self) -> Sequence[UpLevel]:
+        """The levels on the way up, coarsest first."""
+        return cast(Sequence[UpLevel], self.up)
 
     def _middle(self, h: Tensor, control: Sequence[BlockControl]) -> Tensor:
         return self.middle1(self.middle_attention(self.middle0(h, control)), control)
@@ -267,12 +275,6 @@ class Generator(nn.Module):
 
     def _pyramid_down(self, in_channels: int, out_channels: int) -> nn.Module:
         return PyramidDown(in_channels, out_channels, self.config.fir)
-
-    def _down_levels(self) -> Sequence[DownLevel]:
-        return cast(Sequence[DownLevel], self.down)
-
-    def _up_levels(self) -> Sequence[UpLevel]:
-        return cast(Sequence[UpLevel], self.up)
 
     def _fold(self, x: Tensor) -> Tensor:
         """Patches into channels, ordered (row, column, channel) within the patch."""
