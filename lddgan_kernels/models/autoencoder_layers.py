@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lddgan_kernels._checks import like_layout, memory_format
+from lddgan_kernels.models._derived import Derived
 from lddgan_kernels.ops import ada_group_norm
 
 
@@ -77,11 +79,30 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles the resolution: nearest neighbour, then a 3x3 convolution."""
+    """Doubles the resolution: nearest neighbour, then a 3x3 convolution.
+
+    Both at once: each of the four output phases sees only 2x2 inputs, with sums of the nine weights
+    (4/9 of the multiplications, the same up to rounding). Together the phases are one transposed
+    convolution of stride 2 with the 4x4 kernel of `fold_nearest`.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.kernel = Derived(fold_nearest)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        kernel = self.kernel(self.conv.weight)
+        return F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)
+
+
+def fold_nearest(weight: Tensor) -> Tensor:
+    """The transposed convolution's kernel (C, D, 4, 4) of doubling before `weight` (D, C, 3, 3).
+
+    The 3x3 kernel convolved with the 2x2 box of ones, summed in float32 at least.
+    """
+    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    turned = wide.flip(2, 3).transpose(0, 1)
+    rows = F.pad(turned, (0, 0, 0, 1)) + F.pad(turned, (0, 0, 1, 0))
+    kernel = F.pad(rows, (0, 1)) + F.pad(rows, (1, 0))
+    return like_layout(kernel.to(weight.dtype), memory_format(weight))
