@@ -16,10 +16,12 @@ from lddgan_kernels.models import (
     DiscriminatorConfig,
     Generator,
     GeneratorConfig,
+    WaveletGenerator,
 )
 from lddgan_kernels.models.layers import Attention, Block, PyramidDown
+from lddgan_kernels.models.wavelet_generator import WaveletPyramidDown, WaveletUpBlock
 
-GENERATORS = ("NCSNpp",)
+GENERATORS = {"NCSNpp": Generator, "WaveletNCSNpp": WaveletGenerator}
 DISCRIMINATORS = ("Discriminator_small", "Discriminator_large")
 
 # Published options of which one value is supported.
@@ -180,10 +182,14 @@ def _generator_entries(module: Generator) -> Iterator[Entry]:
             yield from _whole(f"{published}.Conv_1", f"{ours}.conv1")
             if part.shortcut is not None:
                 yield from _whole(f"{published}.Conv_2", f"{ours}.shortcut")
+            if isinstance(part, WaveletUpBlock):
+                yield from _whole(f"{published}.convH_0", f"{ours}.conv_high")
         elif isinstance(part, Attention):
             yield from _attention_entries(published, ours, part.out.out_features)
         elif isinstance(part, PyramidDown):
             yield from _whole(f"{published}.Conv{'2d' if part.fir else ''}_0", f"{ours}.conv")
+        elif isinstance(part, WaveletPyramidDown):
+            yield from _whole(published, f"{ours}.conv")
         else:
             yield from _whole(published, ours)
     for i in range(len(module.mapping.layers)):

@@ -56,7 +56,8 @@ def load_published(
         return _interop_autoencoder.load_autoencoder(state, network, options).eval()
     module: Generator | Discriminator
     if network in _interop_gan.GENERATORS:
-        module = Generator(_interop_gan.generator_config(options, state))
+        kind = _interop_gan.GENERATORS[network]
+        module = kind(_interop_gan.generator_config(options, state))
     else:
         module = Discriminator(_interop_gan.discriminator_config(network, options, state))
     _interop_gan.fill(module, state, network)

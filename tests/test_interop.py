@@ -13,7 +13,7 @@ from tests.conftest import shared_path
 
 safetensors = pytest.importorskip("safetensors")
 
-GENERATORS = ["ncsnpp_lddgan", "ncsnpp_ddgan"]
+GENERATORS = ["ncsnpp_lddgan", "ncsnpp_ddgan", "wavelet_ncsnpp"]
 DISCRIMINATORS = ["discriminator_small", "discriminator_large"]
 BACKENDS = ["cpu", "reference"]
 

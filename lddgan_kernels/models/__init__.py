@@ -5,6 +5,7 @@ from lddgan_kernels.models.discriminator import Discriminator, DiscriminatorConf
 from lddgan_kernels.models.generator import Generator, GeneratorConfig
 from lddgan_kernels.models.lpips import LPIPS
 from lddgan_kernels.models.patch_discriminator import PatchDiscriminator
+from lddgan_kernels.models.wavelet_generator import WaveletGenerator
 
 __all__ = [
     "LPIPS",
@@ -16,4 +17,5 @@ __all__ = [
     "Generator",
     "GeneratorConfig",
     "PatchDiscriminator",
+    "WaveletGenerator",
 ]
