@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lddgan_kernels import _extension
 from lddgan_kernels._backend import select
 from lddgan_kernels._checks import check_image, dense, fail, like_layout, memory_format
 
-KERNELS: tuple[str, ...] = ()
+KERNELS = ("cpu",)
 
 
 def haar_dwt2d(x: Tensor, scale: float = 1.0, *, backend: str | None = None) -> Tensor:
@@ -129,3 +130,20 @@ def _idwt(y: Tensor, scale: float, backend: str) -> Tensor:
 
         return kernel.idwt(dense(y), scale)
     return torch.ops.lddgan.haar_idwt2d(dense(y), scale)
+
+
+if _extension.is_loaded():
+
+    @torch.library.register_fake("lddgan::haar_dwt2d")
+    def _(x: Tensor, scale: float) -> Tensor:
+        n, c, h, w = x.shape
+        return torch.empty_like(
+            x.new_empty(n, 4 * c, h // 2, w // 2), memory_format=memory_format(x)
+        )
+
+    @torch.library.register_fake("lddgan::haar_idwt2d")
+    def _(y: Tensor, scale: float) -> Tensor:
+        n, c, h, w = y.shape
+        return torch.empty_like(
+            y.new_empty(n, c // 4, 2 * h, 2 * w), memory_format=memory_format(y)
+        )

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lddgan_kernels import _extension
 from lddgan_kernels._backend import select
 from lddgan_kernels._checks import (
     check_float,
@@ -27,7 +28,7 @@ from lddgan_kernels._checks import (
     memory_format,
 )
 
-KERNELS: tuple[str, ...] = ()
+KERNELS = ("cpu",)
 
 Pad = tuple[int, int, int, int]
 
@@ -149,11 +150,11 @@ def upfirdn2d_reference(x: Tensor, taps: Tensor, up: int, down: int, pad: Pad) -
 class _Upfirdn2d(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, taps: Tensor, up: int, down: int, pad: Pad, flip: bool, backend: str
+        ctx: Any, x: Tensor, taps: Tensor, up: int, down: int, pad: Pad, reversed: bool, backend: str
     ) -> Tensor:
-        out = _forward(x, taps, up, down, pad, flip, backend)
+        out = _forward(x, taps, up, down, pad, reversed, backend)
         ctx.save_for_backward(taps)
-        ctx.geometry = up, down, flip, backend
+        ctx.geometry = up, down, reversed, backend
         # The pads of the adjoint: what makes out's size x's again.
         left, _, top, _ = pad
         (h, w), (out_h, out_w) = x.shape[2:], out.shape[2:]
@@ -168,16 +169,24 @@ class _Upfirdn2d(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         (taps,) = ctx.saved_tensors
-        up, down, flip, backend = ctx.geometry
-        grad = _Upfirdn2d.apply(grad_out, taps, down, up, ctx.pad, not flip, backend)
+        up, down, reversed, backend = ctx.geometry
+        grad = _Upfirdn2d.apply(grad_out, taps, down, up, ctx.pad, not reversed, backend)
         return grad, None, None, None, None, None, None
 
 
 def _forward(
-    x: Tensor, taps: Tensor, up: int, down: int, pad: Pad, flip: bool, backend: str
+    x: Tensor, taps: Tensor, up: int, down: int, pad: Pad, reversed: bool, backend: str
 ) -> Tensor:
     if backend == "triton":
         from lddgan_kernels.triton import upfirdn2d as kernel
 
-        return kernel.forward(dense(x), taps, up, down, pad, flip)
-    return torch.ops.lddgan.upfirdn2d(dense(x), taps, up, down, pad, flip)
+        return kernel.forward(dense(x), taps, up, down, pad, reversed)
+    return torch.ops.lddgan.upfirdn2d(dense(x), taps, up, down, pad, reversed)
+
+
+if _extension.is_loaded():
+
+    @torch.library.register_fake("lddgan::upfirdn2d")
+    def _(x: Tensor, taps: Tensor, up: int, down: int, pad: Pad, reversed: bool) -> Tensor:
+        out = x.new_empty(*x.shape[:2], *output_size(x, taps, up, down, pad))
+        return torch.empty_like(out, memory_format=memory_format(x))

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #if defined(__F16C__)
 #include <immintrin.h>
 #endif
@@ -117,6 +118,42 @@ LDDGAN_INLINE float sum(Vec v) {
   float total = 0;
   for (int i = 0; i < kWidth; ++i) total += v[i];
   return total;
+}
+
+// Lane i of the result is lane index(i) of a and b laid side by side.
+template <auto index, int... lane>
+LDDGAN_INLINE Vec shuffle_lanes(Vec a, Vec b, std::integer_sequence<int, lane...>) {
+  return __builtin_shufflevector(a, b, index(lane)...);
+}
+template <auto index>
+LDDGAN_INLINE Vec shuffle(Vec a, Vec b) {
+  return shuffle_lanes<index>(a, b, std::make_integer_sequence<int, kWidth>());
+}
+
+// a and b side by side are rows of `block` lanes: the rows of even number, those of odd number.
+// With block 1 this de-interleaves 2 * kWidth elements.
+template <int block = 1>
+LDDGAN_INLINE Vec even(Vec a, Vec b) {
+  return shuffle<[](int i) { return i / block * 2 * block + i % block; }>(a, b);
+}
+template <int block = 1>
+LDDGAN_INLINE Vec odd(Vec a, Vec b) {
+  return shuffle<[](int i) { return (i / block * 2 + 1) * block + i % block; }>(a, b);
+}
+
+// The inverse: rows of a and b in turn, the first and the second kWidth lanes of them.
+template <int block = 1>
+LDDGAN_INLINE Vec interleave_low(Vec a, Vec b) {
+  if constexpr (block == kWidth) return a;
+  return shuffle<[](int i) { return i / block % 2 * kWidth + i / block / 2 * block + i % block; }>(
+      a, b);
+}
+template <int block = 1>
+LDDGAN_INLINE Vec interleave_high(Vec a, Vec b) {
+  if constexpr (block == kWidth) return b;
+  return shuffle<[](int i) {
+    return i / block % 2 * kWidth + i / block / 2 * block + i % block + kWidth / 2;
+  }>(a, b);
 }
 
 // e^x with relative error below 2e-7 on [-87, 88]; clamped outside, so never NaN, inf or denormal.
