@@ -9,9 +9,8 @@ namespace {
 HaarArgs prepare(const at::Tensor& in, double scale, bool inverse, at::Tensor& out) {
   TORCH_CHECK(in.dim() == 4, "haar: the input must be 4-D, got ", in.dim(), "-D");
   int64_t n = in.size(0), c = in.size(1), h = in.size(2), w = in.size(3);
-  TORCH_CHECK(inverse ? c % 4 == 0 : h % 2 == 0 && w % 2 == 0,
-              "haar: the input must have ", inverse ? "4C channels" : "even height and width",
-              ", got ", in.sizes());
+  TORCH_CHECK(inverse ? c % 4 == 0 : h % 2 == 0 && w % 2 == 0, "haar: the input must have ",
+              inverse ? "4C channels" : "even height and width", ", got ", in.sizes());
   bool channels_last = !in.is_contiguous();
   auto format = channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
   TORCH_CHECK(in.is_contiguous(format), "haar: the input must be contiguous or channels_last");
@@ -23,8 +22,8 @@ HaarArgs prepare(const at::Tensor& in, double scale, bool inverse, at::Tensor& o
   }
   out = inverse ? at::empty({n, c, 2 * h, 2 * w}, in.options(), format)
                 : at::empty({n, 4 * c, h, w}, in.options(), format);
-  return {in.const_data_ptr(), out.mutable_data_ptr(), n, c, h, w, float(scale), channels_last,
-          dtype_of(in)};
+  return {in.const_data_ptr(), out.mutable_data_ptr(), n,           c, h, w,
+          float(scale),        channels_last,          dtype_of(in)};
 }
 
 at::Tensor dwt_cpu(const at::Tensor& x, double scale) {

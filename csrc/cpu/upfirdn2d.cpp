@@ -30,8 +30,8 @@ Weights weights_of(const Upfirdn2dArgs& a) {
 // first = k - pad / 2: out[2 k] = f0 x[first] + f2 x[first + 1], out[2 k + 1] = f1 x[first + 1] +
 // f3 x[first + 2].
 
-// Vectors that may reach past a pixel's last channel: into the next pixels when reading, whose lanes
-// are then of no use, and when writing, which those pixels' own values overwrite afterwards.
+// Vectors that may reach past a pixel's last channel: into the next pixels when reading, whose
+// lanes are then of no use, and when writing, which those pixels' own values overwrite afterwards.
 template <typename T, bool partial>
 LDDGAN_INLINE Vec load_until(const T* p, const T* limit) {
   if (partial && limit - p < kWidth) return load_tail(p, int(limit - p));
@@ -101,8 +101,7 @@ LDDGAN_INLINE void down_channels(const Upfirdn2dArgs& a, const T* const* rows, T
     column(2 * o - a.pad_x + 2, v[2]);
     column(2 * o - a.pad_x + 3, v[3]);
     for (int b = 0; b < count; ++b) {
-      Vec sum =
-          w.f[0] * v[0][b] + w.f[1] * v[1][b] + w.f[2] * v[2][b] + w.f[3] * v[3][b];
+      Vec sum = w.f[0] * v[0][b] + w.f[1] * v[1][b] + w.f[2] * v[2][b] + w.f[3] * v[3][b];
       store_until<T, partial>(out + o * a.c + c0 + b * kWidth, sum, out + a.out_w * a.c);
       v[0][b] = v[2][b];
       v[1][b] = v[3][b];
@@ -126,7 +125,7 @@ LDDGAN_INLINE void up_channels(const Upfirdn2dArgs& a, const T* const* rows, T* 
   column(first + 1, e[1], d[1]);
   for (int64_t o = 0; o < a.out_w; o += 2) {
     column(first + o / 2 + 2, e[2], d[2]);
-    auto row = [&](T* out, Vec (*v)[count]) {
+    auto row = [&](T* out, Vec(*v)[count]) {
       for (int b = 0; b < count; ++b) {
         T* at = out + o * a.c + c0 + b * kWidth;
         const T* row_end = out + a.out_w * a.c;
@@ -353,8 +352,8 @@ template <typename T, bool up, int w>
 bool try_flat(const Upfirdn2dArgs& a) {
   if constexpr (w < kWidth) {
     const int64_t pad = up ? 2 : 1, size = a.h * w;
-    const bool exact = up ? a.out_h == 2 * a.h && a.out_w == 2 * a.w
-                          : a.h == 2 * a.out_h && a.w == 2 * a.out_w;
+    const bool exact =
+        up ? a.out_h == 2 * a.h && a.out_w == 2 * a.w : a.h == 2 * a.out_h && a.w == 2 * a.out_w;
     if (!exact || (up ? a.w : a.out_w) != w || a.pad_x != pad || a.pad_y != pad ||
         size % kWidth != 0 || size > kFlatLimit) {
       return false;
@@ -425,7 +424,9 @@ void any_rows(const Upfirdn2dArgs& a, const float* kernel, int64_t begin, int64_
         for (int64_t i = 0; i < v.count; ++i) {
           const float* f = kernel + (v.tap + i * a.up) * a.taps_w + u.tap;
           const T* p = x + ((v.index + i) * a.w + u.index) * channels;
-          for (int64_t j = 0; j < u.count; ++j) total += f[j * a.up] * get(p + j * channels);
+          auto row_total = zero;  // row by row: less rounding than one long sum
+          for (int64_t j = 0; j < u.count; ++j) row_total += f[j * a.up] * get(p + j * channels);
+          total += row_total;
         }
         return total;
       };

@@ -137,13 +137,11 @@ if _extension.is_loaded():
     @torch.library.register_fake("lddgan::haar_dwt2d")
     def _(x: Tensor, scale: float) -> Tensor:
         n, c, h, w = x.shape
-        return torch.empty_like(
-            x.new_empty(n, 4 * c, h // 2, w // 2), memory_format=memory_format(x)
-        )
+        shape, layout = (n, 4 * c, h // 2, w // 2), memory_format(x)
+        return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
 
     @torch.library.register_fake("lddgan::haar_idwt2d")
     def _(y: Tensor, scale: float) -> Tensor:
         n, c, h, w = y.shape
-        return torch.empty_like(
-            y.new_empty(n, c // 4, 2 * h, 2 * w), memory_format=memory_format(y)
-        )
+        shape, layout = (n, c // 4, 2 * h, 2 * w), memory_format(y)
+        return torch.empty(shape, dtype=y.dtype, device=y.device, memory_format=layout)

@@ -150,7 +150,14 @@ def upfirdn2d_reference(x: Tensor, taps: Tensor, up: int, down: int, pad: Pad) -
 class _Upfirdn2d(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, taps: Tensor, up: int, down: int, pad: Pad, reversed: bool, backend: str
+        ctx: Any,
+        x: Tensor,
+        taps: Tensor,
+        up: int,
+        down: int,
+        pad: Pad,
+        reversed: bool,
+        backend: str,
     ) -> Tensor:
         out = _forward(x, taps, up, down, pad, reversed, backend)
         ctx.save_for_backward(taps)
@@ -188,5 +195,6 @@ if _extension.is_loaded():
 
     @torch.library.register_fake("lddgan::upfirdn2d")
     def _(x: Tensor, taps: Tensor, up: int, down: int, pad: Pad, reversed: bool) -> Tensor:
-        out = x.new_empty(*x.shape[:2], *output_size(x, taps, up, down, pad))
-        return torch.empty_like(out, memory_format=memory_format(x))
+        shape = (*x.shape[:2], *output_size(x, taps, up, down, pad))
+        layout = memory_format(x)
+        return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
