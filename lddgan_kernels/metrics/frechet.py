@@ -1,0 +1,60 @@
+"""Frechet distance of two sets of features (FID with Inception's), in float64.
+
+|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)), Heusel et al. 2017, equation 6.
+"""
+
+import torch
+from torch import Tensor
+
+from lddgan_kernels._checks import check_tensor, fail
+
+
+def frechet_distance(a: Tensor | tuple[Tensor, Tensor], b: Tensor | tuple[Tensor, Tensor]) -> float:
+    """The squared Frechet distance of the Gaussians fitted to `a` and `b`.
+
+    a, b: features (N, D), N >= 2, any floating dtype; or statistics (mu (D,), sigma (D, D)), with
+        sigma the unbiased covariance. Compare at equal sample counts only: the estimate falls
+        with their number.
+
+    The root's trace is the sum of the singular values of F_a^T F_b for factors S = F F^T, taken
+    from the features by QR: no matrix is squared, so also sets of fewer than D samples, whose
+    covariances are singular, keep full precision.
+    """
+    mu_a, factor_a = _moments("a", a)
+    mu_b, factor_b = _moments("b", b)
+    if mu_a.shape != mu_b.shape:
+        raise fail("frechet_distance", "b", f"of {len(mu_a)} features like a", len(mu_b))
+    root = torch.linalg.svdvals(factor_a.T @ factor_b).sum()
+    distance = (mu_a - mu_b).square().sum()
+    distance += factor_a.square().sum() + factor_b.square().sum() - 2 * root
+    return max(0.0, distance.item())
+
+
+def feature_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
+    """(mu (D,), sigma (D, D)) in float64 of features (N, D)."""
+    mu, factor = _moments("features", features)
+    return mu, factor @ factor.T
+
+
+def _moments(arg: str, value: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The mean and a factor F (D, R) of the covariance F F^T, float64, on the CPU."""
+    if isinstance(value, tuple):
+        mu, sigma = (torch.as_tensor(part).detach().cpu().double() for part in value)
+        if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
+            raise fail(
+                "frechet_distance",
+                arg,
+                "(mu (D,), sigma (D, D))",
+                f"shapes {tuple(mu.shape)}, {tuple(sigma.shape)}",
+            )
+        values, vectors = torch.linalg.eigh((sigma + sigma.T) / 2)
+        return mu, vectors * values.clamp(min=0).sqrt()
+    check_tensor("frechet_distance", arg, value)
+    if value.ndim != 2 or len(value) < 2:
+        raise fail("frechet_distance", arg, "of shape (N, D) with N >= 2", tuple(value.shape))
+    x = value.detach().cpu().double()
+    if not x.isfinite().all():
+        raise fail("frechet_distance", arg, "finite", "inf or NaN")
+    mu = x.mean(0)
+    triangle = torch.linalg.qr((x - mu) / (len(x) - 1) ** 0.5, mode="r").R
+    return mu, triangle.T
