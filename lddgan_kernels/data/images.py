@@ -51,6 +51,7 @@ class ImageDataset(torch.utils.data.Dataset[Tensor]):
         self._source = source
         # 1 marks an item found bad. In shared memory, so that workers' findings are seen here.
         self._bad = torch.zeros(length, dtype=torch.uint8).share_memory_()
+        self._reasons: dict[int, str] = {}
 
     def __len__(self) -> int:
         return len(self._bad)
@@ -65,8 +66,9 @@ class ImageDataset(torch.utils.data.Dataset[Tensor]):
                 continue
             try:
                 return self._load(candidate)
-            except Exception:  # a decoder may raise anything on broken data
+            except Exception as error:  # a decoder may raise anything on broken data
                 self._bad[candidate] = 1
+                self._reasons[candidate] = str(error) or type(error).__name__
         first = "; ".join(f"{name}: {reason}" for name, reason in self.skipped[:3])
         raise ValueError(
             f"open_images: path must hold an image of at least {self.resolution}x"
@@ -78,13 +80,19 @@ class ImageDataset(torch.utils.data.Dataset[Tensor]):
         """(name, reason) of each item met so far that could not be used."""
         found = []
         for index in self._bad.nonzero().flatten().tolist():
-            try:
-                self._load(index)
-                reason = "could not be read for a while"
-            except Exception as error:
-                reason = str(error) or type(error).__name__
-            found.append((self._source.item_name(index), reason))
+            if index not in self._reasons:  # met by a worker
+                try:
+                    self._load(index)
+                    self._reasons[index] = "could not be read for a while"
+                except Exception as error:
+                    self._reasons[index] = str(error) or type(error).__name__
+            found.append((self._source.item_name(index), self._reasons[index]))
         return found
+
+    @property
+    def good(self) -> Tensor:
+        """(N,) bool: the items not found bad so far."""
+        return self._bad == 0
 
     def _load(self, index: int) -> Tensor:
         image = self._source.read(index, self.resolution)

@@ -1,0 +1,106 @@
+"""The evaluate command, end to end on small sets with a network of random weights."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lddgan_kernels.evaluate import main
+from lddgan_kernels.metrics import (
+    extract_features,
+    feature_statistics,
+    frechet_distance,
+    load_features,
+    precision_recall,
+)
+from lddgan_kernels.metrics.efficientnet import EfficientNetLite0
+
+
+@pytest.fixture
+def sets(tmp_path):
+    """12 real images in an npz, 12 fake ones in a folder, weights."""
+    rng = np.random.default_rng(0)
+    real = rng.integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)
+    fake = rng.integers(0, 128, (12, 16, 16, 3), dtype=np.uint8)
+    np.savez(tmp_path / "real.npz", x=real)
+    (tmp_path / "fake").mkdir()
+    for i, pixels in enumerate(fake):
+        Image.fromarray(pixels).save(tmp_path / "fake" / f"{i:02}.png")
+    torch.save(EfficientNetLite0().state_dict(), tmp_path / "w.pth")
+    network = load_features(tmp_path / "w.pth")
+    features = [
+        extract_features(network, [torch.from_numpy(x).permute(0, 3, 1, 2)]) for x in (real, fake)
+    ]
+    return tmp_path, features
+
+
+def arguments(folder, **changes):
+    options = {
+        "real": folder / "real.npz",
+        "fake": folder / "fake",
+        "resolution": 16,
+        "features": folder / "w.pth",
+        "out": folder / "out" / "scores.json",
+        "batch-size": 5,
+        "device": "cpu",
+        **changes,
+    }
+    return [part for name, value in options.items() for part in (f"--{name}", str(value))]
+
+
+def test_figures_equal_the_metrics(sets, capsys):
+    folder, (real, fake) = sets
+    assert main(arguments(folder)) == 0
+    figures = json.loads((folder / "out" / "scores.json").read_text())
+    assert figures["frechet_distance"] == pytest.approx(frechet_distance(real, fake), rel=1e-3)
+    assert (figures["precision"], figures["recall"]) == precision_recall(real, fake)
+    assert (figures["real"]["count"], figures["fake"]["count"]) == (12, 12)
+    printed = capsys.readouterr().out
+    assert "real: 12 images in" in printed
+    assert "warning" not in printed
+
+
+def test_unequal_counts_warn_and_skipped_images_do_not_count(sets, capsys):
+    folder, (real, fake) = sets
+    (folder / "fake" / "03.png").write_bytes(b"broken")
+    assert main(arguments(folder)) == 0
+    figures = json.loads((folder / "out" / "scores.json").read_text())
+    kept = torch.arange(12) != 3
+    assert figures["frechet_distance"] == pytest.approx(
+        frechet_distance(real, fake[kept]), rel=1e-3
+    )
+    assert figures["fake"]["count"] == 11
+    printed = capsys.readouterr().out
+    assert "warning: Frechet distances compare at equal numbers of images only" in printed
+    assert "skipped 03.png: cannot identify image file" in printed
+
+
+def test_statistics_stand_for_a_set(sets):
+    folder, (real, fake) = sets
+    mu, sigma = feature_statistics(real)
+    np.savez(folder / "stats.npz", mu=mu.numpy(), sigma=sigma.numpy())
+    assert main(arguments(folder, real=folder / "stats.npz")) == 0
+    figures = json.loads((folder / "out" / "scores.json").read_text())
+    assert figures["frechet_distance"] == pytest.approx(frechet_distance(real, fake), rel=1e-3)
+    assert "precision" not in figures
+
+
+def test_errors_are_one_line(sets, capsys):
+    folder, _ = sets
+    assert main(arguments(folder, real=folder / "none")) == 1
+    assert "open_images: path must be an existing folder or file" in capsys.readouterr().err
+    assert main(arguments(folder, features=folder / "real.npz")) == 1
+    assert "load_features: path must be weights" in capsys.readouterr().err
+    assert main(arguments(folder, limit=3)) == 1
+    assert "evaluate: path must be more than k = 3 images, got 3 in" in capsys.readouterr().err
+    assert not (folder / "out").exists()
+
+
+def test_help():
+    command = [sys.executable, "-m", "lddgan_kernels.evaluate", "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "--resolution" in result.stdout
