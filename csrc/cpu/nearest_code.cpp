@@ -161,17 +161,6 @@ int64_t search(const Codes& codes, const T* z, int64_t stride, int64_t begin, in
   return index;
 }
 
-template <typename T>
-void put(T* p, float value) {
-  if constexpr (std::is_same_v<T, float>) {
-    *p = value;
-  } else if constexpr (std::is_same_v<T, Half>) {
-    *p = to_half(value);
-  } else {
-    *p = to_bfloat16(value);
-  }
-}
-
 // Pixels [first, first + count), count <= kTile; z: room for [depth][kTile].
 template <typename T>
 void run_tile(const NearestCodeArgs& a, const Codes& codes, int64_t first, int count, float* z) {

@@ -5,19 +5,23 @@ the image quality of StyleGAN", without their gain). Dtypes float32, bfloat16, f
 float64). Gradient: second order, as the R1 penalty differentiates a gradient.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from lddgan_kernels import _extension
 from lddgan_kernels._backend import select
 from lddgan_kernels._checks import (
     check_float,
     check_tensor,
+    dense,
     fail,
     like_layout,
     memory_format,
 )
 
-KERNELS = ()
+KERNELS = ("cpu",)
 
 ACTIVATIONS = ("leaky_relu", "silu")
 SLOPE = 0.2
@@ -40,19 +44,113 @@ def bias_act(x: Tensor, bias: Tensor, activation: str, *, backend: str | None = 
         RuntimeError: a named backend cannot run.
     """
     _check(x, bias, activation)
-    select("bias_act", x, backend, KERNELS)
-    return bias_act_reference(x, bias, activation)
+    chosen = select("bias_act", x, backend, KERNELS)
+    if chosen == "reference":
+        return bias_act_reference(x, bias, activation)
+    x = dense(x)
+    if torch.is_grad_enabled() and (x.requires_grad or bias.requires_grad):
+        return _BiasAct.apply(x, bias, activation, chosen)
+    return _forward(x, bias, activation, chosen)
 
 
 def bias_act_reference(x: Tensor, bias: Tensor, activation: str) -> Tensor:
     """The same in plain PyTorch; the oracle in float64."""
-    y = x + (bias[:, None, None] if x.ndim == 4 else bias)
+    y = x + _per_channel(bias, x)
     if activation == "leaky_relu":
         y = torch.nn.functional.leaky_relu(y, SLOPE)
     else:
         y = torch.nn.functional.silu(y)
     y = y.to(x.dtype)
     return like_layout(y, memory_format(x)) if x.ndim == 4 else y
+
+
+class _BiasAct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor, activation: str, backend: str) -> Tensor:
+        ctx.save_for_backward(x, bias)
+        ctx.options = activation, backend
+        return _forward(x, bias, activation, backend)
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        x, bias = ctx.saved_tensors
+        grad_out = like_layout(grad_out, memory_format(x))
+        run = _BiasActGradient.apply if torch.is_grad_enabled() else _backward
+        grad_x, grad_bias = run(grad_out, x, bias, *ctx.options)
+        return grad_x, grad_bias, None, None
+
+
+class _BiasActGradient(torch.autograd.Function):
+    """The gradient as a function of its own, for gradients of gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, grad: Tensor, x: Tensor, bias: Tensor, activation: str, backend: str
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(grad, x, bias)
+        ctx.activation = activation
+        ctx.set_materialize_grads(False)
+        return _backward(grad, x, bias, activation, backend)
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad_x: Tensor | None, grad_bias: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        grad, x, bias = ctx.saved_tensors
+        if grad_x is None and grad_bias is None:
+            return None, None, None, None, None
+        # With u = x + bias: the two outputs are grad * act'(u) and its sum over all but channels.
+        incoming = 0 if grad_x is None else grad_x
+        if grad_bias is not None:
+            incoming = incoming + _per_channel(grad_bias, x)
+        u = x + _per_channel(bias, x)
+        if ctx.activation == "leaky_relu":
+            # act''(u) is zero.
+            return (
+                (incoming * torch.where(u > 0, 1.0, SLOPE)).to(grad.dtype),
+                None,
+                None,
+                None,
+                None,
+            )
+        s = torch.sigmoid(u)
+        first = s * (1 + u * (1 - s))
+        second = s * (1 - s) * (2 + u * (1 - 2 * s))
+        grad_u = incoming * grad * second
+        grad_bias = grad_u.sum([d for d in range(x.ndim) if d != 1])
+        return (
+            (incoming * first).to(x.dtype),
+            grad_u.to(x.dtype),
+            grad_bias.to(bias.dtype),
+            None,
+            None,
+        )
+
+
+def _per_channel(bias: Tensor, x: Tensor) -> Tensor:
+    return bias[:, None, None] if x.ndim == 4 else bias
+
+
+def _forward(x: Tensor, bias: Tensor, activation: str, backend: str) -> Tensor:
+    return torch.ops.lddgan.bias_act(x, bias, activation == "silu")
+
+
+def _backward(
+    grad: Tensor, x: Tensor, bias: Tensor, activation: str, backend: str
+) -> tuple[Tensor, Tensor]:
+    grad_x, grad_bias = torch.ops.lddgan.bias_act_backward(grad, x, bias, activation == "silu")
+    return grad_x, grad_bias.to(bias.dtype)
+
+
+if _extension.is_loaded():
+
+    @torch.library.register_fake("lddgan::bias_act")
+    def _(x: Tensor, bias: Tensor, silu: bool) -> Tensor:
+        return torch.empty_like(x)
+
+    @torch.library.register_fake("lddgan::bias_act_backward")
+    def _(grad: Tensor, x: Tensor, bias: Tensor, silu: bool) -> tuple[Tensor, Tensor]:
+        return torch.empty_like(x), bias.new_empty(bias.shape, dtype=torch.float32)
 
 
 def _check(x: Tensor, bias: Tensor, activation: str) -> None:

@@ -64,6 +64,12 @@ def test_far_from_zero_empty_and_views(backend):
     far = 10000 + 0.1 * torch.randn(8, 16, 4, 4, device=device)
     out = minibatch_stddev(far, backend=backend)[:, -1]
     assert_error_rule(out, plain(far, 4)[:, -1], plain(far.double(), 4)[:, -1])
+    g = torch.zeros(8, 17, 4, 4, device=device)
+    g[:, -1] = 1
+    ours = gradients(lambda y: minibatch_stddev(y, backend=backend), (far,), g)
+    theirs = gradients(lambda y: plain(y, 4), (far,), g)
+    exact = gradients(lambda y: plain(y, 4), (far.double(),), g.double())
+    assert_error_rule(ours[0], theirs[0], exact[0], "grad_x")
     assert minibatch_stddev(far[:0], backend=backend).shape == (0, 17, 4, 4)
     view = torch.randn(8, 6, 8, 10, device=device)[:, ::2, 1:, ::2]
     out = minibatch_stddev(view, backend=backend)

@@ -7,7 +7,7 @@ from torch.autograd import gradcheck
 from lddgan_kernels.ops import pixel_norm
 from lddgan_kernels.testing import assert_error_rule
 from tests.conftest import backends_of, device_of
-from tests.ops.test_bias_act import gradients
+from tests.ops.test_bias_act import gradients, penalty_gradients
 
 module = sys.modules["lddgan_kernels.ops.pixel_norm"]
 BACKENDS = backends_of(module)
@@ -40,6 +40,22 @@ def test_views_and_extremes(backend):
     # The squares overflow float16 but not the float32 in which they are summed.
     large = torch.full((1, 4), 1000.0, device=device, dtype=torch.float16)
     assert torch.equal(pixel_norm(large, backend=backend), torch.ones_like(large))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_second_order(backend):
+    z = torch.randn(3, 7, device=device_of(backend))
+    ours = penalty_gradients(lambda y: pixel_norm(y, backend=backend)[:, 1:], (z,))
+    theirs = penalty_gradients(lambda y: plain(y)[:, 1:], (z,))
+    exact = penalty_gradients(lambda y: plain(y)[:, 1:], (z.double(),))
+    assert_error_rule(ours[0], theirs[0], exact[0])
+
+
+@pytest.mark.parametrize("backend", NATIVE)
+def test_registration(backend):
+    z = torch.randn(3, 7, device=device_of(backend))
+    torch.library.opcheck(torch.ops.lddgan.pixel_norm.default, (z,))
+    torch.library.opcheck(torch.ops.lddgan.pixel_norm_backward.default, (z, z))
 
 
 def test_gradient_of_the_reference():

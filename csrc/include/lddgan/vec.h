@@ -106,6 +106,22 @@ LDDGAN_INLINE void store_tail(T* p, Vec v, int count) {
   std::memcpy(p, buffer, count * sizeof(T));
 }
 
+// A whole vector where count is kWidth, else the tail of a row.
+template <typename T>
+LDDGAN_INLINE Vec load_up_to(const T* p, int count) {
+  return count == kWidth ? load(p) : load_tail(p, count);
+}
+
+template <typename T>
+LDDGAN_INLINE void store_up_to(T* p, Vec v, int count) {
+  count == kWidth ? store(p, v) : store_tail(p, v, count);
+}
+
+// One element, rounded to nearest even.
+LDDGAN_INLINE void put(float* p, float value) { *p = value; }
+LDDGAN_INLINE void put(BFloat16* p, float value) { *p = to_bfloat16(value); }
+LDDGAN_INLINE void put(Half* p, float value) { *p = to_half(value); }
+
 // `mask` comes from a comparison: all bits of a lane or none. One blend instruction.
 LDDGAN_INLINE Vec select(VecI mask, Vec yes, Vec no) { return mask ? yes : no; }
 LDDGAN_INLINE VecI select(VecI mask, VecI yes, VecI no) { return mask ? yes : no; }
@@ -113,6 +129,17 @@ LDDGAN_INLINE VecI select(VecI mask, VecI yes, VecI no) { return mask ? yes : no
 // One instruction each; `b` where a lane is unordered.
 LDDGAN_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
 LDDGAN_INLINE Vec min(Vec a, Vec b) { return a < b ? a : b; }
+
+LDDGAN_INLINE Vec sqrt(Vec v) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_sqrt_ps((__m512)v);
+#elif defined(__AVX2__)
+  return (Vec)_mm256_sqrt_ps((__m256)v);
+#else
+  for (int i = 0; i < kWidth; ++i) v[i] = __builtin_sqrtf(v[i]);
+  return v;
+#endif
+}
 
 LDDGAN_INLINE float sum(Vec v) {
   float total = 0;
