@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lddgan_kernels._checks import like_layout, memory_format
 from lddgan_kernels.models.autoencoder_layers import (
     AttentionBlock,
     Downsample,
@@ -117,6 +118,11 @@ def _middle(width: int, dropout: float) -> nn.Sequential:
     )
 
 
+def _inner(x: Tensor) -> Tensor:
+    """`x` in the layout that the convolutions between the ends are fastest in."""
+    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
+
+
 class Encoder(nn.Module):
     """(N, image_channels, H, W) -> (N, out_channels, H/factor, W/factor)."""
 
@@ -140,7 +146,8 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv_out(self.norm_out(self.middle(self.levels(self.conv_in(x)))))
+        h = self.middle(self.levels(self.conv_in(_inner(x))))
+        return like_layout(self.conv_out(self.norm_out(h)), memory_format(x))
 
 
 class Decoder(nn.Module):
@@ -167,7 +174,8 @@ class Decoder(nn.Module):
         self.tanh_out = config.tanh_out
 
     def forward(self, z: Tensor) -> Tensor:
-        x = self.conv_out(self.norm_out(self.levels(self.middle(self.conv_in(z)))))
+        h = self.levels(self.middle(self.conv_in(_inner(z))))
+        x = like_layout(self.conv_out(self.norm_out(h)), memory_format(z))
         return x.tanh() if self.tanh_out else x
 
 

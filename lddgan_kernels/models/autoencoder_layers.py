@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lddgan_kernels._checks import like_layout, memory_format
 from lddgan_kernels.models._derived import Derived
+from lddgan_kernels.models.conv3x3 import Conv3x3
 from lddgan_kernels.ops import ada_group_norm
 
 
@@ -37,17 +38,17 @@ class ResnetBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, dropout: float) -> None:
         super().__init__()
         self.norm1 = GroupNorm(in_channels)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = Conv3x3(in_channels, out_channels)
         self.norm2 = GroupNorm(out_channels)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = Conv3x3(out_channels, out_channels)
         changes = in_channels != out_channels
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if changes else None
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(self.norm1(x))
-        h = self.conv2(self.dropout(self.norm2(h)))
-        return (x if self.shortcut is None else self.shortcut(x)) + h
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        return self.conv2(self.dropout(self.norm2(h)), shortcut)
 
 
 class AttentionBlock(nn.Module):

@@ -2,6 +2,7 @@
 
 from lddgan_kernels.ops.ada_group_norm import ada_group_norm
 from lddgan_kernels.ops.bias_act import bias_act
+from lddgan_kernels.ops.conv3x3 import conv3x3
 from lddgan_kernels.ops.diffuse_pair import diffuse_pair
 from lddgan_kernels.ops.haar import haar_dwt2d, haar_idwt2d
 from lddgan_kernels.ops.minibatch_stddev import minibatch_stddev
@@ -15,6 +16,7 @@ from lddgan_kernels.ops.upfirdn2d import downsample2d, upfirdn2d, upsample2d
 __all__ = [
     "ada_group_norm",
     "bias_act",
+    "conv3x3",
     "diffuse_pair",
     "downsample2d",
     "haar_dwt2d",

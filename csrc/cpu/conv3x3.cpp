@@ -1,0 +1,194 @@
+// Winograd F(2x2, 3x3) (Lavin & Gray 2016, "Fast algorithms for convolutional neural networks"):
+// Y = A' [ sum over channels of (G g G') . (B' d B) ] A, with 16 instead of 36 multiplications for
+// four outputs. A thread transforms a block of tiles into its cache, multiplies it with one panel
+// of output channels at a time, 16 small matrix products, and transforms the result while it is
+// there.
+#include "lddgan/conv3x3.h"
+
+#include <cstdlib>
+
+#include "lddgan/parallel.h"
+#include "lddgan/vec.h"
+
+namespace lddgan::LDDGAN_ISA {
+
+namespace {
+
+// The accumulators of one matrix product: so many tiles by two vectors, all in registers. The
+// lesser number is for small images, where the greater leaves too many rows empty.
+constexpr int kManyRows = kWidth == 16 ? 14 : 6;
+constexpr int kFewRows = kWidth == 16 ? 8 : 4;
+constexpr int kColumns = 2 * kWidth;
+// Bytes of transformed input a thread keeps in its second-level cache.
+constexpr int64_t kBlockBytes = 1400 * 1024;
+
+struct Tiles {
+  int64_t high, wide, count;  // of one image; of all
+  explicit Tiles(const Conv3x3Args& a)
+      : high((a.h + 1) / 2), wide((a.w + 1) / 2), count(a.n * high * wide) {}
+};
+
+struct Tile {
+  int64_t image, y, x;  // y, x of its upper left output
+  Tile(const Tiles& tiles, int64_t index)
+      : image(index / (tiles.high * tiles.wide)),
+        y(index / tiles.wide % tiles.high * 2),
+        x(index % tiles.wide * 2) {}
+};
+
+// B' d B of one tile: 16 values for every input channel, `stride` floats apart.
+template <int kRows, bool kInside>
+void transform_input(const Conv3x3Args& a, const Tile& t, float* v, int64_t stride) {
+  const float* corner = a.x + ((t.image * a.h + t.y - 1) * a.w + t.x - 1) * a.c_in;
+  bool valid[16];
+  for (int i = 0; i < 16; ++i) {
+    int64_t y = t.y - 1 + i / 4, x = t.x - 1 + i % 4;
+    valid[i] = y >= 0 && y < a.h && x >= 0 && x < a.w;
+  }
+  for (int64_t c = 0; c < a.c_in; c += kConvLane, v += kRows * kConvLane) {
+    for (int lane = 0; lane < kConvLane; lane += kWidth) {
+      Vec d[16], rows[16];
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i) {
+        int64_t offset = ((i / 4) * a.w + i % 4) * a.c_in + c + lane;
+        d[i] = kInside || valid[i] ? load(corner + offset) : Vec{};
+      }
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) {
+        rows[j] = d[j] - d[8 + j];
+        rows[4 + j] = d[4 + j] + d[8 + j];
+        rows[8 + j] = d[8 + j] - d[4 + j];
+        rows[12 + j] = d[4 + j] - d[12 + j];
+      }
+#pragma GCC unroll 4
+      for (int i = 0; i < 16; i += 4) {
+        float* to = v + i * stride + lane;
+        store(to, rows[i] - rows[i + 2]);
+        store(to + stride, rows[i + 1] + rows[i + 2]);
+        store(to + 2 * stride, rows[i + 2] - rows[i + 1]);
+        store(to + 3 * stride, rows[i + 1] - rows[i + 3]);
+      }
+    }
+  }
+}
+
+// m[kRows][kColumns] = v[kRows][c_in] u[c_in][kColumns], v in lanes of channels.
+template <int kRows>
+void multiply(const float* v, const float* u, int64_t c_in, float* m) {
+  Vec sums[kRows][2] = {};
+  for (int64_t c = 0; c < c_in; c += kConvLane, v += kRows * kConvLane) {
+    for (int lane = 0; lane < kConvLane; ++lane, u += kConvPanel) {
+      Vec u0 = load(u), u1 = load(u + kWidth);
+#pragma GCC unroll 14
+      for (int r = 0; r < kRows; ++r) {
+        Vec value = broadcast(v[r * kConvLane + lane]);
+        sums[r][0] += value * u0;
+        sums[r][1] += value * u1;
+      }
+    }
+  }
+#pragma GCC unroll 14
+  for (int r = 0; r < kRows; ++r) {
+    store(m + r * kConvPanel, sums[r][0]);
+    store(m + r * kConvPanel + kWidth, sums[r][1]);
+  }
+}
+
+// A' m A of one tile and a panel of output channels from `channel`, plus bias and residual.
+template <int kRows>
+void transform_output(const Conv3x3Args& a, const Tile& t, const float* m, int64_t channel) {
+  constexpr int kStride = kRows * kConvPanel;
+  for (int lane = 0; lane < kConvPanel; lane += kWidth, m += kWidth) {
+    Vec rows[8];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      Vec m1 = load(m + (4 + j) * kStride), m2 = load(m + (8 + j) * kStride);
+      rows[j] = load(m + j * kStride) + m1 + m2;
+      rows[4 + j] = m1 - m2 - load(m + (12 + j) * kStride);
+    }
+    Vec bias = a.bias ? load(a.bias + channel + lane) : Vec{};
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      int64_t y = t.y + i / 2, x = t.x + i % 2;
+      if (y >= a.h || x >= a.w) continue;
+      const Vec* r = rows + i / 2 * 4;
+      Vec value = i % 2 == 0 ? r[0] + r[1] + r[2] : r[1] - r[2] - r[3];
+      int64_t to = ((t.image * a.h + y) * a.w + x) * a.c_out + channel + lane;
+      value += bias;
+      if (a.residual) value += load(a.residual + to);
+      store(a.out + to, value);
+    }
+  }
+}
+
+// The tiles of panels [begin, end), kRows tiles each.
+template <int kRows>
+void run(const Conv3x3Args& a, int64_t begin, int64_t end) {
+  const Tiles tiles(a);
+  const int64_t panel = kRows * a.c_in;
+  int64_t most = kBlockBytes / (16 * panel * int64_t(sizeof(float)));
+  most = most < 1 ? 1 : most > end - begin ? end - begin : most;
+  const int64_t stride = most * panel;
+  const int64_t m_panel = 16 * kRows * kConvPanel;
+  const int64_t size = (16 * stride + most * m_panel) * int64_t(sizeof(float));
+  float* v = static_cast<float*>(std::aligned_alloc(64, size_t((size + 63) / 64 * 64)));
+  if (!v) std::abort();
+  float* m = v + 16 * stride;
+  for (; begin < end; begin += most) {
+    const int64_t panels = end - begin < most ? end - begin : most;
+    const int64_t first = begin * kRows;
+    const int64_t rows =
+        tiles.count - first < panels * kRows ? tiles.count - first : panels * kRows;
+    // The rows past the last tile of all are multiplied too, and dropped.
+    for (int64_t i = rows; i < panels * kRows; ++i) {
+      for (int q = 0; q < 16; ++q) {
+        float* to = v + q * stride + i / kRows * panel + i % kRows * kConvLane;
+        for (int64_t c = 0; c < a.c_in; c += kConvLane, to += kRows * kConvLane) {
+          for (int lane = 0; lane < kConvLane; lane += kWidth) store(to + lane, Vec{});
+        }
+      }
+    }
+    for (int64_t i = 0; i < rows; ++i) {
+      Tile tile(tiles, first + i);
+      float* to = v + i / kRows * panel + i % kRows * kConvLane;
+      bool inside = tile.y > 0 && tile.y + 2 < a.h && tile.x > 0 && tile.x + 2 < a.w;
+      inside ? transform_input<kRows, true>(a, tile, to, stride)
+             : transform_input<kRows, false>(a, tile, to, stride);
+    }
+    for (int64_t channel = 0; channel < a.c_out; channel += kConvPanel) {
+      const float* u = a.weight + channel * 16 * a.c_in;
+      for (int q = 0; q < 16; ++q, u += a.c_in * kConvPanel) {
+        for (int64_t p = 0; p < panels; ++p) {
+          for (int column = 0; column < kConvPanel; column += kColumns) {
+            multiply<kRows>(v + q * stride + p * panel, u + column, a.c_in,
+                            m + p * m_panel + q * kRows * kConvPanel + column);
+          }
+        }
+      }
+      for (int64_t i = 0; i < rows; ++i) {
+        transform_output<kRows>(a, Tile(tiles, first + i),
+                                m + i / kRows * m_panel + i % kRows * kConvPanel, channel);
+      }
+    }
+  }
+  std::free(v);
+}
+
+template <int kRows>
+void run_all(const Conv3x3Args& a) {
+  const int64_t panels = (Tiles(a).count + kRows - 1) / kRows;
+  parallel_for(panels, 1, [&](int64_t begin, int64_t end) { run<kRows>(a, begin, end); });
+}
+
+int64_t padded(int64_t count, int64_t rows) { return (count + rows - 1) / rows * rows; }
+
+}  // namespace
+
+void conv3x3(const Conv3x3Args& a) {
+  const int64_t count = Tiles(a).count;
+  // A tile's result is the same, bit for bit, in either.
+  padded(count, kFewRows) * 9 < padded(count, kManyRows) * 8 ? run_all<kFewRows>(a)
+                                                             : run_all<kManyRows>(a);
+}
+
+}  // namespace lddgan::LDDGAN_ISA

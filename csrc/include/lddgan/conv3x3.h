@@ -1,0 +1,26 @@
+// 3x3 convolution, stride 1, zero padding 1, by Winograd's F(2x2, 3x3), channels_last.
+#pragma once
+
+#include <cstdint>
+
+#include "lddgan/isa.h"
+
+namespace lddgan {
+
+// Output channels of one panel of the packed weights; c_out is a multiple.
+constexpr int kConvPanel = 32;
+// Input channels that lie together in the transformed input; c_in is a multiple.
+constexpr int kConvLane = 16;
+
+struct Conv3x3Args {
+  const float* x;       // [n, h, w, c_in]
+  const float* weight;  // [c_out / kConvPanel, 16, c_in, kConvPanel], transformed (ops/conv3x3.py)
+  const float* bias;    // [c_out] or null
+  const float* residual;  // [n, h, w, c_out], added, or null
+  float* out;             // [n, h, w, c_out]
+  int64_t n, h, w, c_in, c_out;
+};
+
+}  // namespace lddgan
+
+LDDGAN_DECLARE_CPU(conv3x3, Conv3x3Args)

@@ -1,0 +1,155 @@
+"""3x3 convolution of stride 1 with zero padding 1, as torch.nn.functional.conv2d computes it.
+
+On the CPU in float32, channels_last, by Winograd's F(2x2, 3x3) (Lavin & Gray 2016, "Fast algorithms
+for convolutional neural networks", section 4.1): 16 multiplications where direct convolution has
+36, at direct convolution's accuracy. Everything else goes to PyTorch's convolution, which has
+matrix units for bfloat16 and on GPUs. Which of the two runs depends on the shape of one image,
+never on how many there are. Gradient: any order (PyTorch's convolution's).
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lddgan_kernels import _extension
+from lddgan_kernels._backend import select
+from lddgan_kernels._checks import check_image, check_tensor, fail, like_layout, memory_format
+
+KERNELS = ("cpu",)
+
+PANEL, LANE = 32, 16  # csrc/include/lddgan/conv3x3.h
+_MIN_PIXELS = 64  # below, reading 16/9 of the weights costs more than the multiplications saved
+# Without the wide registers of AVX the vendor's kernels are ahead.
+_HAS_KERNEL = _extension.build_info().get("cpu_isa") in ("avx2", "avx512")
+
+
+def conv3x3(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    residual: Tensor | None = None,
+    packed: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """conv2d(x, weight, bias, padding=1) + residual.
+
+    Args:
+        x: (N, C, H, W) float32/bfloat16/float16, contiguous or channels_last.
+        weight: (D, C, 3, 3) of x's dtype.
+        bias: (D,) of x's dtype.
+        residual: (N, D, H, W) of x's dtype.
+        packed: `pack_conv3x3(weight)`, to spare packing it in this call. It must be of this weight:
+            gradients are `weight`'s.
+        backend: "reference", "cpu" or None for the fastest that can run.
+
+    Returns:
+        (N, D, H, W) of x's dtype, in x's layout.
+
+    Raises:
+        ValueError: a shape does not fit. RuntimeError: a named backend cannot run.
+    """
+    _check(x, weight, bias, residual)
+    chosen = select("conv3x3", x, backend, KERNELS)
+    if chosen == "reference" or not uses_winograd(x, weight):
+        return conv3x3_reference(x, weight, bias, residual)
+    if packed is None:
+        packed = pack_conv3x3(weight)
+    if torch.is_grad_enabled() and _needs_grad(x, weight, bias, residual):
+        return _Conv3x3.apply(x, weight, bias, residual, packed)
+    return _forward(x, packed, bias, residual)
+
+
+def conv3x3_reference(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None
+) -> Tensor:
+    """The same in plain PyTorch; the oracle in float64."""
+    out = F.conv2d(x, weight, bias, padding=1)
+    return like_layout(out if residual is None else out + residual, memory_format(x))
+
+
+def uses_winograd(x: Tensor, weight: Tensor) -> bool:
+    """Whether the CPU kernel, not PyTorch's convolution, runs this x and weight."""
+    d, c = weight.shape[:2]
+    return (
+        _HAS_KERNEL
+        and x.dtype == weight.dtype == torch.float32
+        and x.device.type == "cpu"
+        and c % LANE == 0
+        and c > LANE
+        and d % PANEL == 0
+        and x.shape[2] * x.shape[3] >= _MIN_PIXELS
+        and memory_format(x) is torch.channels_last
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()  # which packs PyTorch's weights itself
+    )
+
+
+def pack_conv3x3(weight: Tensor) -> Tensor:
+    """`weight` (D, C, 3, 3) as the CPU kernel reads it: G g G', (D/32, 16, C, 32) float32."""
+    d, c = weight.shape[:2]
+    transform = torch.tensor(
+        [[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], device=weight.device
+    )
+    with torch.no_grad():
+        wide = torch.einsum("ai,bj,dcij->abcd", transform, transform, weight.float())
+        return wide.reshape(16, c, d // PANEL, PANEL).permute(2, 0, 1, 3).contiguous()
+
+
+def _needs_grad(*tensors: Tensor | None) -> bool:
+    return any(t is not None and t.requires_grad for t in tensors)
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> None:
+    op = "conv3x3"
+    check_image(op, "x", x)
+    check_tensor(op, "weight", weight)
+    if weight.ndim != 4 or weight.shape[1] != x.shape[1] or weight.shape[2:] != (3, 3):
+        raise fail(op, "weight", f"of shape (D, {x.shape[1]}, 3, 3)", tuple(weight.shape))
+    d = weight.shape[0]
+    if bias is not None and bias.shape != (d,):
+        raise fail(op, "bias", f"of shape ({d},)", tuple(bias.shape))
+    if residual is not None:
+        shape = (x.shape[0], d, *x.shape[2:])
+        if residual.shape != shape:
+            raise fail(op, "residual", f"of shape {shape}", tuple(residual.shape))
+
+
+class _Conv3x3(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        packed: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _forward(x, packed, bias, residual)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        sizes = (weight.shape[0],) if ctx.needs_input_grad[2] else None
+        one = (1, 1)
+        grads = torch.ops.aten.convolution_backward(
+            grad, x, weight, sizes, one, one, one, False, (0, 0), 1, ctx.needs_input_grad[:3]
+        )
+        return *grads, grad if ctx.needs_input_grad[3] else None, None
+
+
+def _forward(x: Tensor, packed: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    if residual is not None:
+        residual = like_layout(residual, torch.channels_last)
+    return torch.ops.lddgan.conv3x3(x, packed, bias, residual)
+
+
+if _extension.is_loaded():
+
+    @torch.library.register_fake("lddgan::conv3x3")
+    def _(x: Tensor, packed: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+        shape = (x.shape[0], packed.shape[0] * PANEL, x.shape[2], x.shape[3])
+        return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)

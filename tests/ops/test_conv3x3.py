@@ -1,0 +1,184 @@
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.autograd import gradcheck, gradgradcheck
+
+from lddgan_kernels.ops import conv3x3
+from lddgan_kernels.ops.conv3x3 import pack_conv3x3, uses_winograd
+from lddgan_kernels.testing import assert_error_rule
+from tests.conftest import backends_of
+
+module = sys.modules["lddgan_kernels.ops.conv3x3"]
+BACKENDS = backends_of(module)
+CL = torch.channels_last
+native = pytest.mark.skipif("cpu" not in BACKENDS, reason="the extension is not compiled")
+
+
+def plain(x, weight, bias=None, residual=None):
+    out = F.conv2d(x, weight, bias, padding=1)
+    return out if residual is None else out + residual
+
+
+def tensors(n, c, d, h, w, dtype=torch.float32, layout=CL, offset=0.0):
+    x = (torch.randn(n, c, h, w) + offset).to(dtype).to(memory_format=layout)
+    weight = (torch.randn(d, c, 3, 3) / (9 * c) ** 0.5).to(dtype)
+    residual = torch.randn(n, d, h, w).to(dtype).to(memory_format=layout)
+    return x, weight, torch.randn(d).to(dtype), residual
+
+
+# (N, C, D, H, W): whole and odd tiles, one and many panels, both row counts, every edge.
+SHAPES = [
+    (1, 32, 32, 8, 8),
+    (2, 48, 64, 9, 11),
+    (1, 64, 96, 1, 65),
+    (3, 32, 32, 64, 1),
+    (1, 128, 32, 17, 16),
+    (16, 32, 64, 8, 8),
+    (0, 32, 32, 8, 8),
+]
+
+
+@pytest.mark.parametrize("extras", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_forward_and_gradient(backend, shape, extras):
+    x, weight, bias, residual = tensors(*shape)
+    inputs = (x, weight, bias, residual) if extras else (x, weight)
+    if backend == "cpu" and shape[0]:
+        assert uses_winograd(x, weight) == module._HAS_KERNEL
+    for t in inputs:
+        t.requires_grad_()
+
+    def ours(x, weight, bias=None, residual=None):
+        return conv3x3(x, weight, bias, residual=residual, backend=backend)
+
+    exact_inputs = [t.detach().double().requires_grad_() for t in inputs]
+    out, theirs, exact = ours(*inputs), plain(*inputs), plain(*exact_inputs)
+    assert not out.numel() or out.is_contiguous(memory_format=CL)
+    assert_error_rule(out, theirs, exact)
+    with torch.no_grad():
+        assert torch.equal(ours(*inputs), out)
+    grad = torch.randn(out.shape)
+    grads = (
+        torch.autograd.grad(out, inputs, grad),
+        torch.autograd.grad(theirs, inputs, grad),
+        torch.autograd.grad(exact, exact_inputs, grad.double()),
+    )
+    for a, b, c in zip(*grads, strict=True):
+        assert_error_rule(a, b, c, "gradient")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, CL])
+@pytest.mark.parametrize("channels", [(32, 32), (3, 20), (32, 3)])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_other_dtypes_layouts_and_widths(backend, channels, layout, dtype):
+    x, weight, bias, residual = tensors(2, *channels, 9, 8, dtype, layout)
+    out = conv3x3(x, weight, bias, residual=residual, backend=backend)
+    assert out.is_contiguous(memory_format=layout)
+    exact = plain(*(t.double() for t in (x, weight, bias, residual)))
+    assert_error_rule(out, plain(x, weight, bias, residual), exact)
+
+
+@native
+def test_views_and_operands_of_the_other_layout():
+    x, weight, bias, residual = tensors(2, 64, 32, 10, 12)
+    exact = plain(*(t.double() for t in (x, weight, bias, residual)))
+    out = conv3x3(
+        x, weight.to(memory_format=CL), bias, residual=residual.contiguous(), backend="cpu"
+    )
+    assert_error_rule(out, plain(x, weight, bias, residual), exact)
+    view = x[:, ::2, 1:, 1:]
+    half = weight[:, ::2]
+    exact = plain(view.double(), half.double())
+    assert_error_rule(conv3x3(view, half), plain(view, half), exact)
+
+
+@native
+def test_data_far_from_zero():
+    x, weight, _, _ = tensors(1, 64, 64, 12, 12, offset=1e4)
+    exact = plain(x.double(), weight.double())
+    assert_error_rule(conv3x3(x, weight, backend="cpu"), plain(x, weight), exact)
+
+
+@native
+def test_an_image_is_the_same_in_any_batch():
+    x, weight, bias, _ = tensors(5, 32, 32, 10, 10)
+    whole = conv3x3(x, weight, bias, backend="cpu")
+    for i in range(5):
+        assert torch.equal(conv3x3(x[i : i + 1], weight, bias, backend="cpu")[0], whole[i])
+
+
+@native
+def test_packed_once():
+    x, weight, bias, _ = tensors(1, 32, 64, 8, 8)
+    packed = pack_conv3x3(weight)
+    assert torch.equal(conv3x3(x, weight, bias, packed=packed), conv3x3(x, weight, bias))
+    weight.requires_grad_()
+    conv3x3(x, weight, bias, packed=packed).square().sum().backward()
+    wanted = weight.detach().requires_grad_()
+    plain(x, wanted, bias).square().sum().backward()
+    torch.testing.assert_close(weight.grad, wanted.grad, rtol=1e-4, atol=1e-4)
+
+
+@native
+def test_second_order_gradients_are_the_convolutions():
+    x, weight, bias, _ = tensors(1, 32, 32, 8, 8)
+    results = []
+    for fn in (lambda *a: conv3x3(*a, backend="cpu"), plain):
+        inputs = [t.detach().requires_grad_() for t in (x, weight, bias)]
+        (grad,) = torch.autograd.grad(fn(*inputs).sin().sum(), inputs[0], create_graph=True)
+        results.append(torch.autograd.grad(grad.square().sum(), inputs))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_reference_gradients_of_any_order():
+    x, weight, bias, residual = (t.double().requires_grad_() for t in tensors(1, 2, 3, 3, 4))
+
+    def fn(x, weight, bias, residual):
+        return conv3x3(x, weight, bias, residual=residual)
+
+    assert gradcheck(fn, (x, weight, bias, residual))
+    assert gradgradcheck(fn, (x, weight, bias, residual))
+
+
+@native
+def test_registration():
+    x, weight, bias, residual = tensors(2, 32, 32, 8, 9)
+    packed = pack_conv3x3(weight)
+    for extras in ((bias, residual), (None, None)):
+        torch.library.opcheck(torch.ops.lddgan.conv3x3.default, (x, packed, *extras))
+
+
+def test_compiles_as_one_graph():
+    x, weight, bias, residual = tensors(1, 32, 32, 8, 8)
+    weight.requires_grad_()
+
+    def fn(x, weight, bias, residual):
+        return conv3x3(x, weight, bias, residual=residual)
+
+    out = torch.compile(fn, fullgraph=True)(x, weight, bias, residual)
+    torch.testing.assert_close(out, fn(x, weight, bias, residual), rtol=1e-4, atol=1e-4)
+    out.sum().backward()
+    assert weight.grad is not None
+
+
+def test_autocast_goes_to_half_precision():
+    x, weight, _, _ = tensors(1, 32, 32, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert conv3x3(x, weight).dtype == torch.bfloat16
+
+
+def test_bad_input():
+    x, weight, bias, residual = tensors(1, 32, 32, 8, 8)
+    with pytest.raises(ValueError, match=r"conv3x3: weight must be of shape \(D, 32, 3, 3\), got"):
+        conv3x3(x, weight[:, :16])
+    with pytest.raises(ValueError, match=r"conv3x3: bias must be of shape \(32,\), got \(31,\)"):
+        conv3x3(x, weight, bias[1:])
+    with pytest.raises(ValueError, match="conv3x3: residual must be of shape"):
+        conv3x3(x, weight, residual=residual[..., 1:])
+    with pytest.raises(RuntimeError, match="has no triton kernel"):
+        conv3x3(x, weight, backend="triton")
