@@ -150,34 +150,27 @@ def upfirdn2d_reference(x: Tensor, taps: Tensor, up: int, down: int, pad: Pad) -
 class _Upfirdn2d(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        taps: Tensor,
-        up: int,
-        down: int,
-        pad: Pad,
-        reversed: bool,
-        backend: str,
+        ctx: Any, x: Tensor, taps: Tensor, up: int, down: int, pad: Pad, reversed: bool, backend: str
     ) -> Tensor:
-        out = _forward(x, taps, up, down, pad, reversed, backend)
         ctx.save_for_backward(taps)
-        ctx.geometry = up, down, reversed, backend
-        # The pads of the adjoint: what makes out's size x's again.
-        left, _, top, _ = pad
-        (h, w), (out_h, out_w) = x.shape[2:], out.shape[2:]
-        ctx.pad = (
+        ctx.geometry = x.shape, up, down, pad, reversed, backend
+        return _forward(x, taps, up, down, pad, reversed, backend)
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        (taps,) = ctx.saved_tensors
+        (_, _, h, w), up, down, (left, _, top, _), reversed, backend = ctx.geometry
+        # The pads of the adjoint: what makes its result as large as x.
+        _, _, out_h, out_w = grad_out.shape
+        pad = (
             taps.shape[-1] - 1 - left,
             w * up - out_w * down + left - up + 1,
             taps.shape[0] - 1 - top,
             h * up - out_h * down + top - up + 1,
         )
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        (taps,) = ctx.saved_tensors
-        up, down, reversed, backend = ctx.geometry
-        grad = _Upfirdn2d.apply(grad_out, taps, down, up, ctx.pad, not reversed, backend)
+        needs_graph = torch.is_grad_enabled() and grad_out.requires_grad
+        run = _Upfirdn2d.apply if needs_graph else _forward
+        grad = run(grad_out, taps, down, up, pad, not reversed, backend)
         return grad, None, None, None, None, None, None
 
 
