@@ -21,62 +21,47 @@ LDDGAN_INLINE Quad butterfly(Quad q, float factor) {
   return {{top + bottom, top_step + bottom_step, top - bottom, top_step - bottom_step}};
 }
 
-// How a row of an image or sub-band is reached in a vector's worth of lanes.
-template <typename T, bool full>
+// kTail: `count` < kWidth elements. kStream: stores past the caches.
+enum class Access { kWhole, kTail, kStream };
+
+template <Access access, typename T>
 LDDGAN_INLINE Vec get(const T* p, int count) {
-  if constexpr (full) return load(p);
-  return load_tail(p, count);
+  if constexpr (access != Access::kTail) return load(p);
+  return count >= kWidth ? load(p) : count > 0 ? load_tail(p, count) : Vec{};
 }
-template <typename T, bool full>
+template <Access access, typename T>
 LDDGAN_INLINE void put(T* p, Vec v, int count) {
-  if constexpr (full) {
-    store(p, v);
-  } else {
+  if (access != Access::kTail || count >= kWidth) {
+    store_either<access == Access::kStream>(p, v);
+  } else if (count > 0) {
     store_tail(p, v, count);
-  }
-}
-// 2 * count elements, of two vectors.
-template <typename T, bool full>
-LDDGAN_INLINE Vec get_second(const T* p, int count) {
-  if constexpr (full) return load(p + kWidth);
-  return count > kWidth / 2 ? load_tail(p + kWidth, 2 * count - kWidth) : Vec{};
-}
-template <typename T, bool full>
-LDDGAN_INLINE void put_both(T* p, Vec low, Vec high, int count) {
-  if constexpr (full) {
-    store(p, low);
-    store(p + kWidth, high);
-  } else if (2 * count <= kWidth) {
-    store_tail(p, low, 2 * count);
-  } else {
-    store(p, low);
-    store_tail(p + kWidth, high, 2 * count - kWidth);
   }
 }
 
 // `count` columns of one row pair of a contiguous image; the sub-bands are `band` apart.
-template <typename T, bool full>
+template <Access access, typename T>
 LDDGAN_INLINE void dwt_columns(const T* top, const T* bottom, T* out, int64_t band, float factor,
                                int count) {
-  int first = 2 * count < kWidth ? 2 * count : kWidth;
-  Vec t0 = get<T, full>(top, first), t1 = get_second<T, full>(top, count);
-  Vec b0 = get<T, full>(bottom, first), b1 = get_second<T, full>(bottom, count);
+  Vec t0 = get<access>(top, 2 * count), t1 = get<access>(top + kWidth, 2 * count - kWidth);
+  Vec b0 = get<access>(bottom, 2 * count), b1 = get<access>(bottom + kWidth, 2 * count - kWidth);
   Quad bands = butterfly({{even(t0, t1), odd(t0, t1), even(b0, b1), odd(b0, b1)}}, factor);
-  for (int s = 0; s < 4; ++s) put<T, full>(out + s * band, bands.v[s], count);
+  for (int s = 0; s < 4; ++s) put<access>(out + s * band, bands.v[s], count);
 }
 
-template <typename T, bool full>
+template <Access access, typename T>
 LDDGAN_INLINE void idwt_columns(const T* in, T* top, T* bottom, int64_t band, float factor,
                                 int count) {
-  Quad bands;
-  for (int s = 0; s < 4; ++s) bands.v[s] = get<T, full>(in + s * band, count);
-  Quad q = butterfly(bands, factor);
-  put_both<T, full>(top, interleave_low(q.v[0], q.v[1]), interleave_high(q.v[0], q.v[1]), count);
-  put_both<T, full>(bottom, interleave_low(q.v[2], q.v[3]), interleave_high(q.v[2], q.v[3]), count);
+  Quad q;
+  for (int s = 0; s < 4; ++s) q.v[s] = get<access>(in + s * band, count);
+  q = butterfly(q, factor);
+  put<access>(top, interleave_low(q.v[0], q.v[1]), 2 * count);
+  put<access>(top + kWidth, interleave_high(q.v[0], q.v[1]), 2 * count - kWidth);
+  put<access>(bottom, interleave_low(q.v[2], q.v[3]), 2 * count);
+  put<access>(bottom + kWidth, interleave_high(q.v[2], q.v[3]), 2 * count - kWidth);
 }
 
 // Rows [begin, end) of all N * C sub-band planes.
-template <typename T, bool inverse>
+template <typename T, bool inverse, Access access>
 void rows(const HaarArgs& a, int64_t begin, int64_t end) {
   const float factor = 0.5f * a.scale;
   const int64_t band = a.c * a.h * a.w;
@@ -88,16 +73,18 @@ void rows(const HaarArgs& a, int64_t begin, int64_t end) {
     Image top = image + row * 4 * a.w, bottom = top + 2 * a.w;
     // Row r of sample n's first sub-band; three more sub-bands lie between it and sample n + 1.
     Bands y = bands + (row / (a.c * a.h) * 3 * a.c * a.h + row) * a.w;
-    auto columns = [&](auto full, int64_t x, int count) {
+    auto columns = [&](auto how, int64_t x, int count) {
       if constexpr (inverse) {
-        idwt_columns<T, full.value>(y + x, top + 2 * x, bottom + 2 * x, band, factor, count);
+        idwt_columns<how.value>(y + x, top + 2 * x, bottom + 2 * x, band, factor, count);
       } else {
-        dwt_columns<T, full.value>(top + 2 * x, bottom + 2 * x, y + x, band, factor, count);
+        dwt_columns<how.value>(top + 2 * x, bottom + 2 * x, y + x, band, factor, count);
       }
     };
     int64_t x = 0;
-    for (; x + kWidth <= a.w; x += kWidth) columns(std::true_type(), x, kWidth);
-    if (x < a.w) columns(std::false_type(), x, int(a.w - x));
+    for (; x + kWidth <= a.w; x += kWidth) {
+      columns(std::integral_constant<Access, access>(), x, kWidth);
+    }
+    if (x < a.w) columns(std::integral_constant<Access, Access::kTail>(), x, int(a.w - x));
   }
 }
 
@@ -148,6 +135,7 @@ void pixels(const HaarArgs& a, int64_t begin, int64_t end) {
   const int64_t* to = inverse ? image : bands;
   const T* in = static_cast<const T*>(a.in);
   T* out = static_cast<T*>(a.out);
+  const T* limit = in + a.n * a.h * 2 * row_length;
   for (int64_t row = begin; row < end; ++row) {
     for (int64_t x = 0; x < a.w; ++x) {
       int64_t at_image = row * 2 * row_length + 2 * x * c, at_bands = (row * a.w + x) * 4 * c;
@@ -160,11 +148,15 @@ void pixels(const HaarArgs& a, int64_t begin, int64_t end) {
         q = butterfly(q, factor);
         for (int s = 0; s < 4; ++s) store(y + to[s] + i, q.v[s]);
       }
-      if (i < c) {
-        int rest = int(c - i);
-        for (int s = 0; s < 4; ++s) q.v[s] = load_tail(p + from[s] + i, rest);
-        q = butterfly(q, factor);
-        for (int s = 0; s < 4; ++s) store_tail(y + to[s] + i, q.v[s], rest);
+      if (i == c) continue;
+      if (c > kWidth) i = c - kWidth;  // the last vector overlaps the one before
+      for (int s = 0; s < 4; ++s) q.v[s] = load_until(p + from[s] + i, limit);
+      q = butterfly(q, factor);
+      for (int s = 0; s < 4; ++s) {
+        // What it writes of the next channels and pixels of the row, these overwrite.
+        const int64_t row_end =
+            inverse ? (2 * row + s / 2 + 1) * row_length : (row + 1) * 2 * row_length;
+        store_until(y + to[s] + i, q.v[s], out + row_end);
       }
     }
   }
@@ -191,8 +183,16 @@ void run(const HaarArgs& a) {
                    [&](int64_t begin, int64_t end) { pixels<T, inverse>(a, begin, end); });
     } else if (!try_flat<T, inverse, 8>(a) && !try_flat<T, inverse, 4>(a) &&
                !try_flat<T, inverse, 2>(a)) {
-      parallel_for(a.n * a.c * a.h, kGrain / (4 * a.w) + 1,
-                   [&](int64_t begin, int64_t end) { rows<T, inverse>(a, begin, end); });
+      const int64_t bytes = 2 * a.n * a.c * a.h * a.w * 4 * int64_t(sizeof(T));
+      const bool stream = a.w % kWidth == 0 && worth_streaming(bytes);
+      parallel_for(a.n * a.c * a.h, kGrain / (4 * a.w) + 1, [&](int64_t begin, int64_t end) {
+        if (stream) {
+          rows<T, inverse, Access::kStream>(a, begin, end);
+          stream_fence();
+        } else {
+          rows<T, inverse, Access::kWhole>(a, begin, end);
+        }
+      });
     }
   });
 }

@@ -150,7 +150,14 @@ def upfirdn2d_reference(x: Tensor, taps: Tensor, up: int, down: int, pad: Pad) -
 class _Upfirdn2d(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, taps: Tensor, up: int, down: int, pad: Pad, reversed: bool, backend: str
+        ctx: Any,
+        x: Tensor,
+        taps: Tensor,
+        up: int,
+        down: int,
+        pad: Pad,
+        reversed: bool,
+        backend: str,
     ) -> Tensor:
         ctx.save_for_backward(taps)
         ctx.geometry = x.shape, up, down, pad, reversed, backend

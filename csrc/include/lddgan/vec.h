@@ -124,6 +124,67 @@ LDDGAN_INLINE void put(BFloat16* p, float value) { *p = to_bfloat16(value); }
 LDDGAN_INLINE void put(Half* p, float value) { *p = to_half(value); }
 
 // `mask` comes from a comparison: all bits of a lane or none. One blend instruction.
+// Vectors that may reach past what is wanted, up to `limit`: reading lanes of no use, and writing
+// lanes that the caller overwrites afterwards.
+template <typename T>
+LDDGAN_INLINE Vec load_until(const T* p, const T* limit) {
+  return limit - p < kWidth ? load_tail(p, int(limit - p)) : load(p);
+}
+
+template <typename T>
+LDDGAN_INLINE void store_until(T* p, Vec v, const T* limit) {
+  if (limit - p < kWidth) {
+    store_tail(p, v, int(limit - p));
+  } else {
+    store(p, v);
+  }
+}
+
+// Stores past the caches, for outputs larger than they are: p must be aligned to a whole vector,
+// and stream_fence follow before other threads read. Without AVX2 a plain store.
+LDDGAN_INLINE void store_stream(float* p, Vec v) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(p, (__m512)v);
+#elif defined(__AVX2__)
+  _mm256_stream_ps(p, (__m256)v);
+#else
+  store(p, v);
+#endif
+}
+
+template <typename T>
+LDDGAN_INLINE void store_stream(T* p, Vec v) {
+#if defined(__AVX512F__)
+  T buffer[kWidth];
+  store(buffer, v);
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), load_raw<__m256i>(buffer));
+#elif defined(__AVX2__)
+  T buffer[kWidth];
+  store(buffer, v);
+  _mm_stream_si128(reinterpret_cast<__m128i*>(p), load_raw<__m128i>(buffer));
+#else
+  store(p, v);
+#endif
+}
+
+LDDGAN_INLINE void stream_fence() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
+
+// Whether to stream: inputs and outputs together past what the last-level cache keeps.
+inline bool worth_streaming(int64_t bytes) { return bytes > int64_t(80) << 20; }
+
+template <bool stream, typename T>
+LDDGAN_INLINE void store_either(T* p, Vec v) {
+  if constexpr (stream) {
+    store_stream(p, v);
+  } else {
+    store(p, v);
+  }
+}
+
 LDDGAN_INLINE Vec select(VecI mask, Vec yes, Vec no) { return mask ? yes : no; }
 LDDGAN_INLINE VecI select(VecI mask, VecI yes, VecI no) { return mask ? yes : no; }
 
@@ -182,6 +243,16 @@ LDDGAN_INLINE Vec interleave_high(Vec a, Vec b) {
   return shuffle<[](int i) {
     return i / block % 2 * kWidth + i / block / 2 * block + i % block + kWidth / 2;
   }>(a, b);
+}
+
+// Lanes moved up by `count`, the last of `before` entering; or down, the first of `after` entering.
+template <int count>
+LDDGAN_INLINE Vec lanes_up(Vec before, Vec v) {
+  return shuffle<[](int i) { return i + kWidth - count; }>(before, v);
+}
+template <int count>
+LDDGAN_INLINE Vec lanes_down(Vec v, Vec after) {
+  return shuffle<[](int i) { return i + count; }>(v, after);
 }
 
 // e^x with relative error below 2e-7 on [-87, 88]; clamped outside, so never NaN, inf or denormal.
