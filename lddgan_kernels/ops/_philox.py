@@ -59,10 +59,10 @@ def philox4x32(
 
 def box_muller(radius_word: Tensor, angle_word: Tensor) -> tuple[Tensor, Tensor]:
     """Two independent standard normals, float64, of two uint32 words held in int64."""
-    radius = ((radius_word + 0.5) * 2.0**-32).log().mul(-2.0).sqrt()
+    radius = ((radius_word.double() + 0.5) * 2.0**-32).log().mul(-2.0).sqrt()
     shifted = angle_word + (1 << 29)
     quadrant = (shifted >> 30) & 3
-    angle = ((shifted & ((1 << 30) - 1)) - (1 << 29)) * (math.pi * 2.0**-31)
+    angle = ((shifted & ((1 << 30) - 1)) - (1 << 29)).double() * (math.pi * 2.0**-31)
     cosine, sine = angle.cos(), angle.sin()
     odd = (quadrant & 1).bool()
     first = torch.where(odd, sine, cosine) * torch.where((quadrant == 1) | (quadrant == 2), -1, 1)

@@ -12,12 +12,13 @@ computed in float32, so x_{t+1} comes of the unrounded x_t. No gradient: x_0 is 
 import torch
 from torch import Tensor
 
+from lddgan_kernels import _extension
 from lddgan_kernels._backend import select
-from lddgan_kernels._checks import memory_format
+from lddgan_kernels._checks import dense, like_layout, memory_format
 from lddgan_kernels.ops._philox import STREAM_DIFFUSE_NEXT, STREAM_DIFFUSE_T, normal_reference
 from lddgan_kernels.ops._steps import ScheduleTables, check_steps, check_t_values, take
 
-KERNELS: tuple[str, ...] = ()
+KERNELS = ("cuda", "triton", "cpu")
 
 
 def diffuse_pair(
@@ -57,7 +58,7 @@ def diffuse_pair(
         check_t_values("diffuse_pair", t, schedule)
     if chosen == "reference":
         return diffuse_pair_reference(x0, t, schedule, seeds, step=step, noise=noise)
-    raise NotImplementedError
+    return _forward(x0, t, schedule, seeds, step, noise, chosen)
 
 
 def diffuse_pair_reference(
@@ -89,3 +90,40 @@ def diffuse_pair_reference(
         x_t.to(x0.dtype).contiguous(memory_format=layout),
         x_next.to(x0.dtype).contiguous(memory_format=layout),
     )
+
+
+def _forward(
+    x0: Tensor,
+    t: Tensor,
+    schedule: ScheduleTables,
+    seeds: Tensor | None,
+    step: int,
+    noise: tuple[Tensor, Tensor] | None,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    x0, t = dense(x0), t.contiguous()
+    n_t = n_next = None
+    if seeds is not None:
+        seeds = seeds.contiguous()
+    else:
+        assert noise is not None
+        layout = memory_format(x0)
+        n_t, n_next = like_layout(noise[0], layout), like_layout(noise[1], layout)
+    if backend == "triton":
+        from lddgan_kernels.triton import diffuse_pair as kernel
+
+        forward = kernel.forward
+    else:
+        forward = torch.ops.lddgan.diffuse_pair.default
+    s = schedule
+    return forward(
+        *(x0, t, s.a_s, s.sigmas, s.a_s_cum, s.sigmas_cum, seeds, n_t, n_next),
+        *(STREAM_DIFFUSE_T, STREAM_DIFFUSE_NEXT, step),
+    )
+
+
+if _extension.is_loaded():
+
+    @torch.library.register_fake("lddgan::diffuse_pair")
+    def _(x0: Tensor, *_args: object) -> tuple[Tensor, Tensor]:
+        return torch.empty_like(x0), torch.empty_like(x0)

@@ -8,20 +8,25 @@ float16 (reference: float64); computed in float32. Gradient: in x0 and x_next, w
 of any order; none in the noise.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from lddgan_kernels import _extension
 from lddgan_kernels._backend import select
 from lddgan_kernels._checks import (
     check_like,
     check_shape,
     check_tensor,
+    dense,
+    like_layout,
     memory_format,
 )
 from lddgan_kernels.ops._philox import STREAM_POSTERIOR, normal_reference
 from lddgan_kernels.ops._steps import ScheduleTables, check_steps, check_t_values, take
 
-KERNELS: tuple[str, ...] = ()
+KERNELS = ("cuda", "triton", "cpu")
 
 
 def posterior_sample(
@@ -64,7 +69,16 @@ def posterior_sample(
         check_t_values("posterior_sample", t, schedule)
     if chosen == "reference":
         return posterior_sample_reference(x0, x_next, t, schedule, seeds, step=step, noise=noise)
-    raise NotImplementedError
+    arguments = (
+        *(x0, x_next, t),
+        schedule.posterior_mean_coef1,
+        schedule.posterior_mean_coef2,
+        schedule.posterior_log_variance_clipped,
+        *(seeds, noise, step, chosen),
+    )
+    if torch.is_grad_enabled() and (x0.requires_grad or x_next.requires_grad):
+        return _PosteriorSample.apply(*arguments)
+    return _forward(*arguments)
 
 
 def posterior_sample_reference(
@@ -89,3 +103,84 @@ def posterior_sample_reference(
     )
     drawn = mean + (t != 0).to(dtype)[:, None, None, None] * deviation * noise.detach()
     return drawn.to(x0.dtype).contiguous(memory_format=memory_format(x0))
+
+
+class _PosteriorSample(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x0: Tensor,
+        x_next: Tensor,
+        t: Tensor,
+        coef1: Tensor,
+        coef2: Tensor,
+        log_variance: Tensor,
+        *options: Any,
+    ) -> Tensor:
+        ctx.save_for_backward(t, coef1, coef2)
+        ctx.backend = options[-1]
+        return _forward(x0, x_next, t, coef1, coef2, log_variance, *options)
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        t, coef1, coef2 = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated again, which the plain form can be
+            first, second = (
+                (take(c, t, len(c), torch.float32) * grad_out).to(grad_out.dtype)
+                for c in (coef1, coef2)
+            )
+        else:
+            first, second = _backward(grad_out, t, coef1, coef2, ctx.backend)
+        return first, second, *(None,) * 8
+
+
+def _forward(
+    x0: Tensor,
+    x_next: Tensor,
+    t: Tensor,
+    coef1: Tensor,
+    coef2: Tensor,
+    log_variance: Tensor,
+    seeds: Tensor | None,
+    noise: Tensor | None,
+    step: int,
+    backend: str,
+) -> Tensor:
+    x0 = dense(x0)
+    layout = memory_format(x0)
+    x_next = like_layout(x_next, layout)
+    if noise is not None:
+        noise = like_layout(noise, layout)
+    if seeds is not None:
+        seeds = seeds.contiguous()
+    if backend == "triton":
+        from lddgan_kernels.triton import posterior_sample as kernel
+
+        forward = kernel.forward
+    else:
+        forward = torch.ops.lddgan.posterior_sample.default
+    tables = coef1, coef2, log_variance
+    return forward(x0, x_next, t.contiguous(), *tables, seeds, noise, STREAM_POSTERIOR, step)
+
+
+def _backward(
+    grad: Tensor, t: Tensor, coef1: Tensor, coef2: Tensor, backend: str
+) -> tuple[Tensor, Tensor]:
+    if backend == "triton":
+        from lddgan_kernels.triton import posterior_sample as kernel
+
+        backward = kernel.backward
+    else:
+        backward = torch.ops.lddgan.posterior_sample_backward.default
+    return backward(dense(grad), t.contiguous(), coef1, coef2)
+
+
+if _extension.is_loaded():
+
+    @torch.library.register_fake("lddgan::posterior_sample")
+    def _(x0: Tensor, *_args: object) -> Tensor:
+        return torch.empty_like(x0)
+
+    @torch.library.register_fake("lddgan::posterior_sample_backward")
+    def _(grad: Tensor, *_args: object) -> tuple[Tensor, Tensor]:
+        return torch.empty_like(grad), torch.empty_like(grad)

@@ -6,18 +6,18 @@ batch, the layout, the device or the backend (which agree within 2e-6). dtypes f
 float16 (reference: float64); the latter are the float32 noise, rounded. No gradient.
 """
 
-import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from lddgan_kernels import _extension
 from lddgan_kernels._backend import select
 from lddgan_kernels._checks import FLOAT_DTYPES, check_tensor, fail
 from lddgan_kernels.ops._philox import normal_reference
 from lddgan_kernels.ops._steps import check_seeds, check_word
 
-KERNELS: tuple[str, ...] = ()
+KERNELS = ("cuda", "triton", "cpu")
 
 
 def seeded_normal(
@@ -55,17 +55,18 @@ def seeded_normal(
         raise fail("seeded_normal", "dtype", "float32, bfloat16, float16 or float64", dtype)
     if memory_format == torch.channels_last and len(shape) != 4:
         raise fail("seeded_normal", "shape", "of 4 dimensions for channels_last", shape)
-    chosen = select("seeded_normal", _probe(dtype, seeds.device), backend, KERNELS)
+    # An empty tensor stands for the result in the choice of the backend.
+    probe = torch.empty(0, dtype=dtype, device=seeds.device)
+    chosen = select("seeded_normal", probe, backend, KERNELS)
+    channels_last = memory_format == torch.channels_last
     if chosen == "reference":
         noise = seeded_normal_reference(shape, seeds, stream, step=step, dtype=dtype)
         return noise.contiguous(memory_format=memory_format)
-    raise NotImplementedError
+    if chosen == "triton":
+        from lddgan_kernels.triton import seeded_normal as kernel
 
-
-@functools.cache
-def _probe(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """An empty tensor that stands for the result in the choice of the backend."""
-    return torch.empty(0, dtype=dtype, device=device)
+        return kernel.forward(shape, seeds.contiguous(), stream, step, dtype, channels_last)
+    return torch.ops.lddgan.seeded_normal.default(shape, seeds, stream, step, dtype, channels_last)
 
 
 def seeded_normal_reference(
@@ -78,3 +79,18 @@ def seeded_normal_reference(
 ) -> Tensor:
     """The same in plain PyTorch, made in float64 and rounded to `dtype`; contiguous."""
     return normal_reference(shape, seeds, stream, step, dtype)
+
+
+if _extension.is_loaded():
+
+    @torch.library.register_fake("lddgan::seeded_normal")
+    def _(
+        shape: Sequence[int],
+        seeds: Tensor,
+        stream: int,
+        step: int,
+        dtype: torch.dtype,
+        channels_last: bool,
+    ) -> Tensor:
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        return torch.empty(shape, dtype=dtype, device=seeds.device, memory_format=layout)
