@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lddgan_kernels import _extension
 from lddgan_kernels._backend import select
-from lddgan_kernels._checks import dense, like_layout, memory_format
+from lddgan_kernels._checks import dense, fail, like_layout, memory_format
 from lddgan_kernels.ops._philox import STREAM_DIFFUSE_NEXT, STREAM_DIFFUSE_T, normal_reference
 from lddgan_kernels.ops._steps import ScheduleTables, check_steps, check_t_values, take
 
@@ -50,6 +50,8 @@ def diffuse_pair(
         ValueError: an argument does not fit. RuntimeError: a named backend cannot run, or x0
             requires a gradient.
     """
+    if noise is not None and not (isinstance(noise, tuple | list) and len(noise) == 2):
+        raise fail("diffuse_pair", "noise", "two tensors (n_t, n_next)", type(noise).__name__)
     seeds = check_steps("diffuse_pair", x0, t, schedule, seeds, noise, step)
     if x0.requires_grad and torch.is_grad_enabled():
         raise RuntimeError("diffuse_pair: x0 must need no gradient, the op has none; detach it")
