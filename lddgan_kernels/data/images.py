@@ -144,7 +144,7 @@ def _open_source(path: str | Path | None, resolution: int) -> Source:
             f"open_images: path must be an existing folder or file, got {path} (`cifar10` would "
             "download CIFAR-10; no path means the embedded digits)"
         )
-    if path.suffix == ".npz":
+    if path.suffix.lower() == ".npz":
         return open_npz(path)
     if find_cifar10(path):
         return open_cifar10(path)
@@ -153,7 +153,7 @@ def _open_source(path: str | Path | None, resolution: int) -> Source:
         return LmdbSource(database)
     if path.is_dir():
         return FolderSource(path)
-    if path.suffix == ".zip":
+    if path.suffix.lower() == ".zip":
         return ZipSource(path)
     raise fail(
         "open_images",
