@@ -1,0 +1,174 @@
+"""The shape of the repository: rows of files, import arrows, sizes."""
+
+import ast
+import importlib
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "lddgan_kernels"
+
+# Higher imports lower, never a sibling of its own level. `data` serves `metrics` a reference set.
+LEVELS = (
+    ("_version", "_extension", "_checks"),
+    ("_backend",),
+    ("triton",),
+    ("ops",),
+    ("models", "diffusion", "data"),
+    ("metrics", "interop"),
+    ("trainer",),
+    ("train", "encode", "sample", "evaluate", "info"),
+)
+LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
+# Where a kernel of an op lies, by backend.
+KERNEL_FILES = {
+    "triton": ("lddgan_kernels/triton", ".py"),
+    "cpu": ("csrc/cpu", ".cpp"),
+    "cuda": ("csrc/cuda", ".cu"),
+}
+
+
+def stems(folder, suffix):
+    """The public stems of a folder: files without a leading underscore."""
+    return sorted(p.stem for p in (ROOT / folder).glob(f"*{suffix}") if p.stem[0] != "_")
+
+
+OPS = stems("lddgan_kernels/ops", ".py")
+
+
+def row_of(stem):
+    """The op that a kernel file belongs to: `haar`, and `haar_backward` where one file got long."""
+    return next((op for op in OPS if stem == op or stem.startswith(op + "_")), None)
+
+
+@cache
+def tree(path):
+    return ast.parse(path.read_text())
+
+
+def modules():
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def layer(path):
+    """The level's name of a module: its package, or its own name; _interop_* belong to interop."""
+    name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return "interop" if name.startswith("_interop_") else name
+
+
+def imports(path):
+    """Dotted names below lddgan_kernels that a module imports, wherever in it."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in names:
+            yield name.split(".")
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_an_op_has_its_row(op):
+    assert (ROOT / f"tests/ops/test_{op}.py").exists()
+    assert (ROOT / f"benchmarks/{op}.py").exists()
+    kernels = importlib.import_module(f"lddgan_kernels.ops.{op}").KERNELS
+    for backend, (folder, suffix) in KERNEL_FILES.items():
+        found = any(row_of(stem) == op for stem in stems(folder, suffix))
+        assert found == (backend in kernels), f"KERNELS of {op} and {folder} disagree on {backend}"
+    native = "cpu" in kernels or "cuda" in kernels
+    assert (ROOT / f"python/{op}.cpp").exists() == native
+
+
+@pytest.mark.parametrize("backend", KERNEL_FILES)
+def test_no_orphan_kernel_file(backend):
+    folder, suffix = KERNEL_FILES[backend]
+    orphans = [stem for stem in stems(folder, suffix) if row_of(stem) is None]
+    assert not orphans, f"{folder} holds files of no op"
+    bindings = set(stems("python", ".cpp")) - {"module", "runtime"}
+    assert bindings <= set(OPS), "python/ holds bindings of no op"
+
+
+def test_every_public_op_is_exported():
+    from lddgan_kernels import ops
+
+    assert ops.__all__ == sorted(ops.__all__)
+    exported = {getattr(ops, name).__module__.rsplit(".", 1)[-1] for name in ops.__all__}
+    assert exported == set(OPS)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_import_arrows(path):
+    here = layer(path)
+    if here in ("__init__", "testing"):  # re-exports; a helper of tests and benchmarks
+        return
+    for name in imports(path):
+        if name[0] in ("tests", "benchmarks"):
+            raise AssertionError("the package imports neither tests nor benchmarks")
+        if name[0] != "lddgan_kernels" or len(name) == 1:
+            if here == "triton":
+                assert name[0] in ("torch", "triton", "math", "collections", "functools")
+            continue
+        dotted = ".".join(name)
+        target = "interop" if name[1].startswith("_interop_") else name[1]
+        assert target in LEVEL_OF, f"{dotted}: of no level"
+        if target != here:
+            assert LEVEL_OF[target] < LEVEL_OF[here], f"{here} must not import {dotted}"
+        elif LEVEL_OF[here] == LEVEL_OF["train"]:
+            raise AssertionError(f"nothing imports a command, {here} imports {dotted}")
+        elif here in ("ops", "triton") and path.name != "__init__.py":
+            assert name[2].startswith("_"), f"{here} files import only private siblings: {dotted}"
+        if target == "ops" and here != "ops":
+            private = any(part.startswith("_") for part in name[2:])
+            assert not private or name[-1].isupper(), f"{dotted} is private, and no constant"
+        if target == "triton":
+            assert here in ("ops", "triton"), f"{here} must not import {dotted}"
+
+
+def test_only_ops_call_native_operators():
+    for path in modules():
+        for node in ast.walk(tree(path)):
+            native = (
+                isinstance(node, ast.Attribute)
+                and node.attr == "ops"
+                and isinstance(node.value, ast.Name)
+                and node.value.id == "torch"
+            )
+            assert not native or layer(path) == "ops", f"{path}: torch.ops"
+
+
+def test_cuda_and_cpu_kernels_include_no_pytorch_header():
+    for path in (p for p in ROOT.glob("csrc/**/*") if p.is_file()):
+        for line in path.read_text().splitlines():
+            if line.startswith("#include"):
+                assert not any(s in line for s in ("torch", "ATen", "c10", "pybind")), path
+                if path.suffix in (".cpp", ".cu"):
+                    assert "/cpu/" not in line, path
+                    assert "/cuda/" not in line, path
+
+
+def test_sizes():
+    suffixes = (".py", ".cpp", ".cu", ".cuh", ".h")
+    folders = ("lddgan_kernels", "csrc", "python", "benchmarks", "tests")
+    long = {
+        str(path.relative_to(ROOT)): count
+        for folder in folders
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in suffixes and (count := len(path.read_text().splitlines())) > 400
+    }
+    assert not long
+
+
+def test_public_functions_take_at_most_ten_arguments():
+    for path in modules():
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                a = node.args
+                names = [x.arg for x in (*a.posonlyargs, *a.args, *a.kwonlyargs)]
+                count = len(names) - (names[:1] in (["self"], ["cls"], ["ctx"]))
+                jitted = layer(path) == "triton"  # launchers of kernels, not public
+                assert jitted or count <= 10, f"{path.name}: {node.name} takes {count} arguments"
