@@ -5,10 +5,12 @@ from lddgan_kernels.models.discriminator import Discriminator, DiscriminatorConf
 from lddgan_kernels.models.generator import Generator, GeneratorConfig
 from lddgan_kernels.models.lpips import LPIPS
 from lddgan_kernels.models.patch_discriminator import PatchDiscriminator
+from lddgan_kernels.models.vit_generator import VIT_SIZES, ViTConfig, ViTGenerator
 from lddgan_kernels.models.wavelet_generator import WaveletGenerator
 
 __all__ = [
     "LPIPS",
+    "VIT_SIZES",
     "Autoencoder",
     "AutoencoderConfig",
     "AutoencoderOutput",
@@ -17,5 +19,7 @@ __all__ = [
     "Generator",
     "GeneratorConfig",
     "PatchDiscriminator",
+    "ViTConfig",
+    "ViTGenerator",
     "WaveletGenerator",
 ]

@@ -1,0 +1,182 @@
+"""A transformer generator: U-ViT with adaptive group norm (LDDGAN, appendix C).
+
+U-ViT (Bao et al. 2023, "All are worth words") is a vision transformer with long skip connections:
+patches and the step t are tokens, and block i of the second half also reads the output of block
+i of the first, counted from the other end. Here z controls the scale and shift of every norm, over
+groups of channels and all tokens, as in the convolutional generator.
+
+LDDGAN prints of its three sizes the parameters alone, 28.0, 43.3 and 56.2 million, with the 8.6
+million of its CIFAR-10 decoder. `VIT_SIZES` is derived: the width and heads of U-ViT-S, depths that
+come near, and `mlp_width` (4 times the width in U-ViT) such that the sums are met.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lddgan_kernels.models.layers import Mapping, StyleBank, conv2d, group_count, timestep_embedding
+from lddgan_kernels.ops import ada_group_norm
+
+VIT_SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"depth": 5, "mlp_width": 1920},
+    "mid": {"depth": 9, "mlp_width": 1928},
+    "large": {"depth": 13, "mlp_width": 1752},
+}
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """A transformer generator's structure.
+
+    Attributes:
+        channels: of x and of the output.
+        resolution: height and width of x.
+        patch_size: side of the patch behind a token.
+        width: channels of a token; a multiple of `num_heads`.
+        depth: blocks; odd.
+        num_heads: of attention.
+        mlp_width: hidden width of the blocks' second halves.
+        z_dim: of z.
+        mapping_layers: linear layers of the mapping network after its first.
+        mapping_width: its width.
+        tanh_out: whether the output passes a tanh.
+    """
+
+    channels: int
+    resolution: int
+    patch_size: int = 2
+    width: int = 512
+    depth: int = 5
+    num_heads: int = 8
+    mlp_width: int = 1920
+    z_dim: int = 25
+    mapping_layers: int = 4
+    mapping_width: int = 256
+    tanh_out: bool = True
+
+    def __post_init__(self) -> None:
+        for name, divisor in (("resolution", self.patch_size), ("width", self.num_heads)):
+            value = getattr(self, name)
+            if divisor < 1 or value < 1 or value % divisor:
+                raise ValueError(f"ViTConfig: {name} must be a multiple of {divisor}, got {value}")
+        if self.depth < 1 or self.depth % 2 == 0:
+            raise ValueError(f"ViTConfig: depth must be odd, got {self.depth}")
+
+    @property
+    def tokens(self) -> int:
+        """Patches of an image."""
+        return (self.resolution // self.patch_size) ** 2
+
+
+def _linear(in_features: int, out_features: int) -> nn.Linear:
+    """A linear layer with the usual initialisation of transformers."""
+    layer = nn.Linear(in_features, out_features)
+    nn.init.trunc_normal_(layer.weight, std=0.02)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class ViTBlock(nn.Module):
+    """norm(z)-attention and norm(z)-MLP, both residual, on tokens (N, T, width)."""
+
+    def __init__(self, config: ViTConfig, long_skip: bool) -> None:
+        super().__init__()
+        width = config.width
+        self.num_heads = config.num_heads
+        self.groups = group_count(width)
+        self.skip = _linear(2 * width, width) if long_skip else None
+        self.qkv = _linear(width, 3 * width)
+        self.out = _linear(width, width)
+        self.mlp0 = _linear(width, config.mlp_width)
+        self.mlp1 = _linear(config.mlp_width, width)
+
+    def forward(self, x: Tensor, styles: Sequence[Tensor], skip: Tensor | None) -> Tensor:
+        """`styles`: scale and shift of both norms, (N, width) each."""
+        if self.skip is not None and skip is not None:
+            # The linear layer of the two concatenated, without the concatenation.
+            weight, width = self.skip.weight, x.shape[-1]
+            x = F.linear(x, weight[:, :width], self.skip.bias)
+            x = x + F.linear(skip, weight[:, width:])
+        x = x + self._attention(token_norm(x, styles[0], styles[1], self.groups))
+        h = token_norm(x, styles[2], styles[3], self.groups)
+        return x + self.mlp1(F.gelu(self.mlp0(h)))
+
+    def _attention(self, x: Tensor) -> Tensor:
+        heads = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = heads.unbind(0)
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def token_norm(x: Tensor, scale: Tensor, shift: Tensor, groups: int) -> Tensor:
+    """Adaptive group norm of tokens (N, T, C), which are a channels_last image of T rows."""
+    image = x.transpose(1, 2).unsqueeze(-1)
+    normed = ada_group_norm(image, scale, shift, groups, activation=None)
+    return normed.squeeze(-1).transpose(1, 2)
+
+
+class ViTGenerator(nn.Module):
+    """x_0 from (x_t, t, z).
+
+    Args:
+        config: the structure.
+    """
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, patch_width = config.width, config.channels * config.patch_size**2
+        self.embed = _linear(patch_width, width)
+        self.positions = nn.Parameter(torch.empty(1, 1 + config.tokens, width))
+        nn.init.trunc_normal_(self.positions, std=0.02)
+        half = config.depth // 2
+        self.blocks = nn.ModuleList(ViTBlock(config, i > half) for i in range(config.depth))
+        self.predict = _linear(width, patch_width)
+        self.conv_out = conv2d(config.channels, config.channels, 3)
+        self.mapping = Mapping(config.z_dim, config.mapping_width, config.mapping_layers)
+        self.style_bank = StyleBank(config.mapping_width, [width] * (2 * config.depth + 1))
+
+    def forward(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
+        """The predicted x_0.
+
+        Args:
+            x: (N, channels, resolution, resolution) of the parameters' dtype (or float32 under
+                autocast), contiguous or channels_last.
+            t: (N,) steps, int64.
+            z: (N, z_dim) of the parameters' dtype.
+
+        Returns:
+            Like x; in [-1, 1] where the configuration has `tanh_out`.
+
+        Raises:
+            ValueError: a shape does not fit the configuration.
+        """
+        self._check(x, t, z)
+        config = self.config
+        styles = self.style_bank(self.mapping(z))
+        h = self.embed(F.pixel_unshuffle(x, config.patch_size).flatten(2).transpose(1, 2))
+        step = timestep_embedding(t, config.width).to(h.dtype)[:, None]
+        h = torch.cat([step, h], dim=1) + self.positions.to(h.dtype)
+        skips: list[Tensor] = []
+        half = config.depth // 2
+        for i, block in enumerate(cast(Sequence[ViTBlock], self.blocks)):
+            h = block(h, styles[4 * i : 4 * i + 4], skips.pop() if i > half else None)
+            if i < half:
+                skips.append(h)
+        h = token_norm(h, styles[-2], styles[-1], group_count(config.width))
+        side = config.resolution // config.patch_size
+        h = self.predict(h[:, 1:]).transpose(1, 2).unflatten(2, (side, side))
+        h = self.conv_out(F.pixel_shuffle(h, config.patch_size))
+        return torch.tanh(h) if config.tanh_out else h
+
+    def _check(self, x: Tensor, t: Tensor, z: Tensor) -> None:
+        config, n = self.config, x.shape[0]
+        expected = (n, config.channels, config.resolution, config.resolution)
+        for name, value, shape in (("x", x, expected), ("t", t, (n,)), ("z", z, (n, config.z_dim))):
+            if tuple(value.shape) != shape:
+                raise ValueError(
+                    f"ViTGenerator: {name} must be of shape {shape}, got {tuple(value.shape)}"
+                )
