@@ -17,6 +17,10 @@
 
 #include "lddgan/dtype.h"
 
+#ifndef LDDGAN_NAMESPACE
+#define LDDGAN_NAMESPACE "lddgan"  // of the operators, for looking one up
+#endif
+
 namespace lddgan {
 
 inline Dtype dtype_of(const at::Tensor& x) {

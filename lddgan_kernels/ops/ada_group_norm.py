@@ -12,10 +12,18 @@ Statistics are taken in float32 and hold for data far from zero. Dtypes float32,
 import torch
 from torch import Tensor
 
+from lddgan_kernels import _extension
 from lddgan_kernels._backend import select
-from lddgan_kernels._checks import check_image, check_tensor, fail, like_layout, memory_format
+from lddgan_kernels._checks import (
+    check_image,
+    check_tensor,
+    dense,
+    fail,
+    like_layout,
+    memory_format,
+)
 
-KERNELS = ()
+KERNELS = ("cpu",)
 
 
 def ada_group_norm(
@@ -53,8 +61,16 @@ def ada_group_norm(
             gradient is asked of a kernel (the reference has them).
     """
     _check(x, scale, shift, num_groups, activation, x2, bias)
-    select("ada_group_norm", x, backend, KERNELS)
-    return ada_group_norm_reference(x, scale, shift, num_groups, eps, activation, x2, bias)
+    chosen = select("ada_group_norm", x, backend, KERNELS)
+    if chosen == "reference":
+        return ada_group_norm_reference(x, scale, shift, num_groups, eps, activation, x2, bias)
+    x = dense(x)
+    if x2 is not None:
+        x2 = like_layout(x2, memory_format(x))
+    # The gradient is registered in python/ada_group_norm.cpp.
+    return torch.ops.lddgan.ada_group_norm.default(
+        x, x2, bias, scale, shift, num_groups, eps, activation is not None
+    )
 
 
 def ada_group_norm_reference(
@@ -123,4 +139,59 @@ def _check_rows(arg: str, rows: Tensor, x: Tensor, *shapes: tuple[int, ...]) -> 
             arg,
             f"{x.dtype} or torch.float32 on {x.device} like x",
             f"{rows.dtype} on {rows.device}",
+        )
+
+
+if _extension.is_loaded():
+
+    @torch.library.register_fake("lddgan::ada_group_norm")
+    def _(
+        x: Tensor,
+        x2: Tensor | None,
+        bias: Tensor | None,
+        scale: Tensor,
+        shift: Tensor,
+        num_groups: int,
+        eps: float,
+        silu: bool,
+    ) -> Tensor:
+        n, c, h, w = x.shape
+        if x2 is not None:
+            c += x2.shape[1]
+        return torch.empty(
+            (n, c, h, w), dtype=x.dtype, device=x.device, memory_format=memory_format(x)
+        )
+
+    @torch.library.register_fake("lddgan::ada_group_norm_forward")
+    def _(
+        x: Tensor,
+        x2: Tensor | None,
+        bias: Tensor | None,
+        scale: Tensor,
+        shift: Tensor,
+        num_groups: int,
+        eps: float,
+        silu: bool,
+    ) -> tuple[Tensor, Tensor]:
+        out = torch.ops.lddgan.ada_group_norm(x, x2, bias, scale, shift, num_groups, eps, silu)
+        return out, torch.empty((2, x.shape[0], num_groups), dtype=torch.float32, device=x.device)
+
+    @torch.library.register_fake("lddgan::ada_group_norm_backward")
+    def _(
+        grad_out: Tensor,
+        x: Tensor,
+        x2: Tensor | None,
+        bias: Tensor | None,
+        scale: Tensor,
+        shift: Tensor,
+        statistics: Tensor,
+        num_groups: int,
+        silu: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        return (
+            torch.empty_like(x),
+            x.new_empty(0) if x2 is None else torch.empty_like(x2),
+            x.new_empty(0) if bias is None else bias.new_empty(bias.shape),
+            scale.new_empty(scale.shape),
+            shift.new_empty(shift.shape),
         )

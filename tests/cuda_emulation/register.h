@@ -12,3 +12,5 @@
 #define TORCH_LIBRARY_IMPL(ns, key, m) LDDGAN_EMULATED_##key(m)
 #define LDDGAN_EMULATED_CUDA(m) _TORCH_LIBRARY_IMPL(lddgan_emulated, CPU, m, C10_UID)
 #define LDDGAN_EMULATED_CPU(m) [[maybe_unused]] static void not_registered(torch::Library& m)
+#define LDDGAN_EMULATED_Autograd(m) _TORCH_LIBRARY_IMPL(lddgan_emulated, Autograd, m, C10_UID)
+#define LDDGAN_NAMESPACE "lddgan_emulated"

@@ -1,0 +1,55 @@
+// out = act(scale * groupnorm(cat(x + bias, x2)) + shift) and its gradient.
+#pragma once
+
+#include <cstdint>
+
+#include "lddgan/dtype.h"
+#include "lddgan/isa.h"
+
+namespace lddgan {
+
+// A matrix of per-channel values: row n is `stride` elements after row n - 1 (0: one row for all).
+struct ChannelRows {
+  const void* data;  // [samples, channels], or null
+  int64_t stride;
+  Dtype dtype;
+};
+
+// Images are [samples, channels, pixels], or [samples, pixels, channels] in channels_last.
+struct AdaGroupNormArgs {
+  const void* x;      // `channels1` channels
+  const void* x2;     // `channels2` channels, or null
+  ChannelRows scale;  // channels1 + channels2
+  ChannelRows shift;
+  ChannelRows bias;  // channels1, or null
+  void* out;         // channels1 + channels2 channels
+  float* mean;       // [samples, groups], of x + bias; written by forward, read by backward
+  float* rstd;       // [samples, groups]
+  int64_t samples, channels1, channels2, pixels, groups;
+  float eps;
+  Dtype dtype;  // of x, x2, out and their gradients
+  bool channels_last;
+  bool silu;
+};
+
+struct AdaGroupNormBackwardArgs {
+  AdaGroupNormArgs forward;  // `out` and `eps` unused
+  const void* grad_out;
+  void* grad_x;
+  void* grad_x2;     // null without x2
+  void* grad_scale;  // [samples, channels], per sample even where scale is one row for all
+  void* grad_shift;
+  void* grad_bias;  // [samples, channels1], null without bias
+  Dtype grad_scale_dtype, grad_shift_dtype, grad_bias_dtype;
+};
+
+#if defined(LDDGAN_CUDA)
+// Launch on `stream` (a cudaStream_t); return a cudaError_t.
+int ada_group_norm_forward_cuda(const AdaGroupNormArgs& args, void* stream);
+int ada_group_norm_backward_cuda(const AdaGroupNormBackwardArgs& args, void* stream);
+#endif
+
+}  // namespace lddgan
+
+LDDGAN_DECLARE_CPU(ada_group_norm_forward, AdaGroupNormArgs)
+LDDGAN_DECLARE_CPU(ada_group_norm_backward, AdaGroupNormBackwardArgs)

@@ -1,0 +1,263 @@
+#include "lddgan/ada_group_norm.h"
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/sum.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "torch_common.h"
+
+namespace lddgan {
+namespace {
+
+using Optional = std::optional<at::Tensor>;
+
+int64_t rows_in(const Optional& x) { return x ? x->size(1) : 0; }
+
+// (N, C) with any row stride, or (C,) as one row for all samples.
+ChannelRows rows_of(const char* name, const at::Tensor& rows, int64_t samples, int64_t channels) {
+  bool one = rows.dim() == 1;
+  TORCH_CHECK((one || (rows.dim() == 2 && rows.size(0) == samples)) && rows.size(-1) == channels &&
+                  (channels <= 1 || rows.stride(-1) == 1),
+              "ada_group_norm: ", name, " must be of shape (", samples, ", ", channels, ") or (",
+              channels, ",) with adjacent channels, got ", rows.sizes());
+  return {rows.const_data_ptr(), one ? 0 : rows.stride(0), dtype_of(rows)};
+}
+
+// Rows may be any slice of a matrix; only strides within a row need a copy.
+at::Tensor adjacent(const at::Tensor& rows) {
+  return rows.size(-1) <= 1 || rows.stride(-1) == 1 ? rows : rows.contiguous();
+}
+
+Optional adjacent(const Optional& rows) { return rows ? Optional(adjacent(*rows)) : rows; }
+
+// Layouts are ops/ada_group_norm.py's business; this only keeps a wrong call from reading astray.
+AdaGroupNormArgs prepare(const at::Tensor& x, const Optional& x2, const Optional& bias,
+                         const at::Tensor& scale, const at::Tensor& shift, int64_t num_groups,
+                         bool silu) {
+  TORCH_CHECK(x.dim() == 4 && same_layout(x, x), "ada_group_norm: x must be dense and 4-D, got ",
+              x.sizes());
+  AdaGroupNormArgs a{};
+  a.samples = x.size(0);
+  a.channels1 = x.size(1);
+  a.channels2 = rows_in(x2);
+  a.pixels = x.size(2) * x.size(3);
+  a.groups = num_groups;
+  int64_t channels = a.channels1 + a.channels2;
+  TORCH_CHECK(num_groups > 0 && channels % num_groups == 0,
+              "ada_group_norm: num_groups must be a divisor of the ", channels, " channels, got ",
+              num_groups);
+  if (x2) {
+    TORCH_CHECK(same_layout(x, *x2) && x2->scalar_type() == x.scalar_type() &&
+                    x2->numel() == a.samples * a.channels2 * a.pixels,
+                "ada_group_norm: x2 must match x's layout and dtype, got ", x2->sizes());
+    a.x2 = x2->const_data_ptr();
+  }
+  if (bias) a.bias = rows_of("bias", *bias, a.samples, a.channels1);
+  a.x = x.const_data_ptr();
+  a.scale = rows_of("scale", scale, a.samples, channels);
+  a.shift = rows_of("shift", shift, a.samples, channels);
+  a.dtype = dtype_of(x);
+  a.channels_last = !x.is_contiguous();
+  a.silu = silu;
+  return a;
+}
+
+void attach_statistics(AdaGroupNormArgs& a, float* statistics) {
+  a.mean = statistics;
+  a.rstd = statistics + a.samples * a.groups;
+}
+
+template <typename Launch>
+std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& x, const Optional& x2,
+                                           const Optional& bias, const at::Tensor& scale,
+                                           const at::Tensor& shift, int64_t num_groups, double eps,
+                                           bool silu, const Launch& run) {
+  AdaGroupNormArgs a = prepare(x, x2, bias, scale, shift, num_groups, silu);
+  auto layout = a.channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+  at::Tensor out = at::empty({a.samples, a.channels1 + a.channels2, x.size(2), x.size(3)},
+                             x.options().memory_format(layout));
+  at::Tensor statistics = at::empty({2, a.samples, a.groups}, x.options().dtype(at::kFloat));
+  if (out.numel() == 0) return {out, statistics};
+  a.out = out.mutable_data_ptr();
+  a.eps = float(eps);
+  attach_statistics(a, statistics.mutable_data_ptr<float>());
+  run(a);
+  return {out, statistics};
+}
+
+// Per-sample gradients of rows: in their dtype, or float32 to be summed over samples.
+at::Tensor empty_rows(const at::Tensor& rows, int64_t samples) {
+  auto options = rows.dim() == 1 ? rows.options().dtype(at::kFloat) : rows.options();
+  return at::empty({samples, rows.size(-1)}, options);
+}
+
+at::Tensor total(const at::Tensor& per_sample, const at::Tensor& rows) {
+  return rows.dim() == 1 ? per_sample.sum(0).to(rows.scalar_type()) : per_sample;
+}
+
+using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+
+// Gradients of x, x2, bias, scale, shift; empty tensors for an absent x2 or bias.
+template <typename Launch>
+Gradients backward(const at::Tensor& grad_out, const at::Tensor& x, const Optional& x2,
+                   const Optional& bias, const at::Tensor& scale, const at::Tensor& shift,
+                   const at::Tensor& statistics, int64_t num_groups, bool silu, const Launch& run) {
+  AdaGroupNormBackwardArgs b{};
+  AdaGroupNormArgs& a = b.forward = prepare(x, x2, bias, scale, shift, num_groups, silu);
+  TORCH_CHECK(same_layout(x, grad_out) && grad_out.scalar_type() == x.scalar_type() &&
+                  grad_out.numel() == a.samples * (a.channels1 + a.channels2) * a.pixels &&
+                  statistics.numel() == 2 * a.samples * a.groups,
+              "ada_group_norm: grad_out must match the output's layout, got ", grad_out.sizes());
+  auto none = [&] { return at::empty({0}, x.options()); };
+  at::Tensor grad_x = at::empty_like(x), grad_x2 = x2 ? at::empty_like(*x2) : none();
+  at::Tensor grad_scale = empty_rows(scale, a.samples), grad_shift = empty_rows(shift, a.samples);
+  at::Tensor grad_bias = bias ? empty_rows(*bias, a.samples) : none();
+  if (grad_out.numel() == 0) {
+    grad_scale.zero_();
+    grad_shift.zero_();
+    grad_bias.zero_();
+  } else {
+    attach_statistics(a, statistics.mutable_data_ptr<float>());
+    b.grad_out = grad_out.const_data_ptr();
+    b.grad_x = grad_x.mutable_data_ptr();
+    b.grad_x2 = x2 ? grad_x2.mutable_data_ptr() : nullptr;
+    b.grad_scale = grad_scale.mutable_data_ptr();
+    b.grad_shift = grad_shift.mutable_data_ptr();
+    b.grad_bias = bias ? grad_bias.mutable_data_ptr() : nullptr;
+    b.grad_scale_dtype = dtype_of(grad_scale);
+    b.grad_shift_dtype = dtype_of(grad_shift);
+    b.grad_bias_dtype = dtype_of(grad_bias);
+    run(b);
+  }
+  return {grad_x, grad_x2, grad_bias, total(grad_scale, scale), total(grad_shift, shift)};
+}
+
+std::tuple<at::Tensor, at::Tensor> forward_cpu(const at::Tensor& x, const Optional& x2,
+                                               const Optional& bias, const at::Tensor& scale,
+                                               const at::Tensor& shift, int64_t num_groups,
+                                               double eps, bool silu) {
+  return forward(x, x2, adjacent(bias), adjacent(scale), adjacent(shift), num_groups, eps, silu,
+                 cpu::ada_group_norm_forward);
+}
+
+Gradients backward_cpu(const at::Tensor& grad_out, const at::Tensor& x, const Optional& x2,
+                       const Optional& bias, const at::Tensor& scale, const at::Tensor& shift,
+                       const at::Tensor& statistics, int64_t num_groups, bool silu) {
+  return backward(grad_out, x, x2, adjacent(bias), adjacent(scale), adjacent(shift), statistics,
+                  num_groups, silu, cpu::ada_group_norm_backward);
+}
+
+// The gradient is attached here and not in Python: a Python autograd.Function costs more than the
+// kernel on the small maps of the generator.
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+std::tuple<at::Tensor, at::Tensor> call_forward(const at::Tensor& x, const Optional& x2,
+                                                const Optional& bias, const at::Tensor& scale,
+                                                const at::Tensor& shift, int64_t num_groups,
+                                                double eps, bool silu) {
+  static auto op = c10::Dispatcher::singleton()
+                       .findSchemaOrThrow(LDDGAN_NAMESPACE "::ada_group_norm_forward", "")
+                       .typed<decltype(forward_cpu)>();
+  return op.call(x, x2, bias, scale, shift, num_groups, eps, silu);
+}
+
+Gradients call_backward(const at::Tensor& grad_out, const at::Tensor& x, const Optional& x2,
+                        const Optional& bias, const at::Tensor& scale, const at::Tensor& shift,
+                        const at::Tensor& statistics, int64_t num_groups, bool silu) {
+  static auto op = c10::Dispatcher::singleton()
+                       .findSchemaOrThrow(LDDGAN_NAMESPACE "::ada_group_norm_backward", "")
+                       .typed<decltype(backward_cpu)>();
+  return op.call(grad_out, x, x2, bias, scale, shift, statistics, num_groups, silu);
+}
+
+Optional optional(const at::Tensor& x) { return x.defined() ? Optional(x) : std::nullopt; }
+
+struct Backward : torch::autograd::Function<Backward> {
+  static variable_list forward(AutogradContext*, const at::Tensor& grad_out, const at::Tensor& x,
+                               const Optional& x2, const Optional& bias, const at::Tensor& scale,
+                               const at::Tensor& shift, const at::Tensor& statistics,
+                               int64_t num_groups, bool silu) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    auto [x_, x2_, bias_, scale_, shift_] =
+        call_backward(grad_out, x, x2, bias, scale, shift, statistics, num_groups, silu);
+    return {x_, x2_, bias_, scale_, shift_};
+  }
+  static variable_list backward(AutogradContext*, const variable_list&) {
+    TORCH_CHECK(false,
+                "ada_group_norm: its gradient cannot be differentiated again on this backend; "
+                "use backend='reference'");
+  }
+};
+
+struct Forward : torch::autograd::Function<Forward> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const Optional& x2,
+                            const Optional& bias, const at::Tensor& scale, const at::Tensor& shift,
+                            int64_t num_groups, double eps, bool silu) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    auto [out, statistics] = call_forward(x, x2, bias, scale, shift, num_groups, eps, silu);
+    context->save_for_backward(
+        {x, x2.value_or(at::Tensor()), bias.value_or(at::Tensor()), scale, shift, statistics});
+    context->saved_data["num_groups"] = num_groups;
+    context->saved_data["silu"] = silu;
+    return out;
+  }
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    auto saved = context->get_saved_variables();
+    const at::Tensor &x = saved[0], &x2 = saved[1], &bias = saved[2];
+    auto layout = x.is_contiguous() ? at::MemoryFormat::Contiguous : at::MemoryFormat::ChannelsLast;
+    int64_t num_groups = context->saved_data["num_groups"].toInt();
+    bool silu = context->saved_data["silu"].toBool();
+    at::Tensor grad_out = grads[0].contiguous(layout);
+    variable_list g;
+    if (at::GradMode::is_enabled()) {
+      g = Backward::apply(grad_out, x, optional(x2), optional(bias), saved[3], saved[4], saved[5],
+                          num_groups, silu);
+    } else {
+      auto [x_, x2_, bias_, scale_, shift_] =
+          call_backward(grad_out, x, optional(x2), optional(bias), saved[3], saved[4], saved[5],
+                        num_groups, silu);
+      g = {x_, x2_, bias_, scale_, shift_};
+    }
+    if (!x2.defined()) g[1] = at::Tensor();
+    if (!bias.defined()) g[2] = at::Tensor();
+    g.resize(8);  // num_groups, eps, silu have none
+    return g;
+  }
+};
+
+at::Tensor with_gradient(const at::Tensor& x, const Optional& x2, const Optional& bias,
+                         const at::Tensor& scale, const at::Tensor& shift, int64_t num_groups,
+                         double eps, bool silu) {
+  return Forward::apply(x, x2, bias, scale, shift, num_groups, eps, silu);
+}
+
+at::Tensor without_gradient(const at::Tensor& x, const Optional& x2, const Optional& bias,
+                            const at::Tensor& scale, const at::Tensor& shift, int64_t num_groups,
+                            double eps, bool silu) {
+  return std::get<0>(call_forward(x, x2, bias, scale, shift, num_groups, eps, silu));
+}
+
+TORCH_LIBRARY_FRAGMENT(lddgan, m) {
+  m.def(
+      "ada_group_norm(Tensor x, Tensor? x2, Tensor? bias, Tensor scale, Tensor shift, "
+      "int num_groups, float eps, bool silu) -> Tensor");
+  // -> out, statistics (2, N, num_groups): mean and rstd of x + bias
+  m.def(
+      "ada_group_norm_forward(Tensor x, Tensor? x2, Tensor? bias, Tensor scale, Tensor shift, "
+      "int num_groups, float eps, bool silu) -> (Tensor, Tensor)");
+  // -> gradients of x, x2, bias, scale, shift
+  m.def(
+      "ada_group_norm_backward(Tensor grad_out, Tensor x, Tensor? x2, Tensor? bias, "
+      "Tensor scale, Tensor shift, Tensor statistics, int num_groups, bool silu) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+}
+TORCH_LIBRARY_IMPL(lddgan, Autograd, m) { m.impl("ada_group_norm", with_gradient); }
+TORCH_LIBRARY_IMPL(lddgan, CPU, m) {
+  m.impl("ada_group_norm", without_gradient);
+  m.impl("ada_group_norm_forward", forward_cpu);
+  m.impl("ada_group_norm_backward", backward_cpu);
+}
+
+}  // namespace
+}  // namespace lddgan
