@@ -5,11 +5,11 @@ import torch
 
 from lddgan_kernels.ops import seeded_normal
 from lddgan_kernels.ops._philox import draw_seeds, normal_reference, philox4x32
-from tests.conftest import backends_of, device_of
+from tests.conftest import NATIVE_DEVICES, backends_of, device_of
 
 module = sys.modules["lddgan_kernels.ops.seeded_normal"]
 BACKENDS = backends_of(module)
-NATIVE = [b for b in BACKENDS if b != "reference"]
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Shapes with every remainder of elements by 4 and by the vectors' widths, and rows cut in the
 # middle of a counter where channels_last reads them.
@@ -167,9 +167,9 @@ def test_float64_runs_on_the_reference():
         seeded_normal((len(SEEDS), 10), seeds, 0, dtype=torch.float64, backend="cpu")
 
 
-@pytest.mark.parametrize("backend", [b for b in NATIVE if b != "triton"])
-def test_registration(backend):
-    seeds = torch.arange(3, device=device_of(backend))
+@pytest.mark.parametrize("device", NATIVE_DEVICES)
+def test_registration(device):
+    seeds = torch.arange(3, device=device)
     op = torch.ops.lddgan.seeded_normal.default
     torch.library.opcheck(op, ((3, 4, 5, 6), seeds, 1, 2, torch.bfloat16, True))
     torch.library.opcheck(op, ((3, 7), seeds, 1, 2, torch.float32, False))
