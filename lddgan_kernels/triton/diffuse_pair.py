@@ -99,5 +99,10 @@ _FLAT = {"LAYOUT": 0, "CHANNELS": 1, "BLOCK": 256}
 AOT = (
     (_diffuse_pair_kernel, _SIGNATURE, {"GIVEN": False, **_FLAT}),
     (_diffuse_pair_kernel, _SIGNATURE, {"GIVEN": True, **_FLAT}),
-    (_diffuse_pair_kernel, _SIGNATURE, {"GIVEN": False, "LAYOUT": 2, "CHANNELS": 4, "BLOCK": 256}),
+    (
+        _diffuse_pair_kernel,
+        _SIGNATURE,
+        {"GIVEN": False, "LAYOUT": 2, "CHANNELS": 4, "BLOCK": 256},
+        {"narrow": ("bf16", "fp16")},  # the four channels of a pixel: 8 bytes
+    ),
 )

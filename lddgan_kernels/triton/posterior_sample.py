@@ -143,6 +143,7 @@ AOT = (
         _posterior_sample_kernel,
         _SIGNATURE,
         {"GIVEN": False, "LAYOUT": 2, "CHANNELS": 4, "BLOCK": 256},
+        {"narrow": ("bf16", "fp16")},  # the four channels of a pixel: 8 bytes
     ),
     (
         _posterior_sample_backward_kernel,

@@ -67,6 +67,16 @@ _SIGNATURE = {
     "step": "i32",
 }
 AOT = (
-    (_seeded_normal_kernel, _SIGNATURE, {"LAYOUT": 0, "CHANNELS": 1, "BLOCK": 256}),
-    (_seeded_normal_kernel, _SIGNATURE, {"LAYOUT": 2, "CHANNELS": 4, "BLOCK": 256}),
+    (
+        _seeded_normal_kernel,
+        _SIGNATURE,
+        {"LAYOUT": 0, "CHANNELS": 1, "BLOCK": 256},
+        {"narrow": ("loads",)},
+    ),
+    (
+        _seeded_normal_kernel,
+        _SIGNATURE,
+        {"LAYOUT": 2, "CHANNELS": 4, "BLOCK": 256},
+        {"narrow": ("loads", "bf16", "fp16")},  # the four channels of a pixel: 8 bytes
+    ),
 )
