@@ -1,0 +1,120 @@
+"""One image through the decoder of lsun-church256 (32x32x4 to 256 px), in both dtypes.
+
+Against the published form in eager PyTorch, contiguous: group norm, x * sigmoid(x), doubling and
+convolving one after the other, attention with its whole matrix; and against torch.compile of that.
+"""
+
+import copy
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks._harness import Case, device, fresh_compile
+from lddgan_kernels.models import Autoencoder, AutoencoderConfig
+from lddgan_kernels.models.autoencoder import Level
+from lddgan_kernels.models.autoencoder_layers import AttentionBlock, GroupNorm, ResnetBlock
+from lddgan_kernels.testing import assert_error_rule
+
+CHURCH = AutoencoderConfig(
+    resolution=256,
+    latent_channels=4,
+    channel_multipliers=(1, 2, 4, 4),
+    codebook_size=0,
+    kl=True,
+)
+FLOPS = 2 * 311_000_000_000  # of the published form
+
+
+def norm(layer: GroupNorm, x: Tensor) -> Tensor:
+    x = F.group_norm(x, layer.groups, layer.weight, layer.bias, eps=1e-6)
+    return x if layer.activation is None else x * torch.sigmoid(x)
+
+
+def conv(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    return F.conv2d(x, layer.weight, layer.bias, padding=layer.kernel_size[0] // 2)
+
+
+def block(layer: ResnetBlock, x: Tensor) -> Tensor:
+    h = conv(layer.conv1, norm(layer.norm1, x))
+    h = conv(layer.conv2, norm(layer.norm2, h))
+    return (x if layer.shortcut is None else conv(layer.shortcut, x)) + h
+
+
+def attention(layer: AttentionBlock, x: Tensor) -> Tensor:
+    n, c, h, w = x.shape
+    q, k, v = conv(layer.qkv, norm(layer.norm, x)).reshape(n, 3, c, h * w).unbind(1)
+    weights = torch.softmax(torch.bmm(q.transpose(1, 2), k) * c**-0.5, dim=2)
+    out = torch.bmm(v, weights.transpose(1, 2)).reshape(n, c, h, w)
+    return x + conv(layer.out, out)
+
+
+def level(layer: Level, x: Tensor) -> Tensor:
+    for i, inner in enumerate(layer.blocks):
+        x = block(inner, x)
+        if layer.attention:
+            x = attention(layer.attention[i], x)
+    if layer.resample is None:
+        return x
+    return conv(layer.resample.conv, F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def published(model: Autoencoder, z: Tensor) -> Tensor:
+    """`model.decode(z)` of a KL autoencoder without tanh, as published."""
+    decoder = model.decoder
+    x = conv(decoder.conv_in, conv(model.post_quant_conv, z))
+    first, middle, last = decoder.middle
+    x = block(last, attention(middle, block(first, x)))
+    for layer in decoder.levels:
+        x = level(layer, x)
+    return conv(decoder.conv_out, norm(decoder.norm_out, x))
+
+
+def cases() -> Iterator[Case]:
+    torch.manual_seed(0)
+    model = Autoencoder(CHURCH).eval().requires_grad_(False).to(device())
+    eager = copy.deepcopy(model)
+    yield _case("float32", model, {"eager": eager, "compile": eager}, {"eager": 1.5})
+    half = copy.deepcopy(model).bfloat16()
+    fast = copy.deepcopy(half).to(memory_format=torch.channels_last)
+    sides = {"eager float32": eager, "eager": half, "compile": half}
+    yield _case("bfloat16", fast, sides, {"eager float32": 3.0})
+
+
+def _case(
+    name: str, model: Autoencoder, others: dict[str, Autoencoder], targets: dict[str, float]
+) -> Case:
+    dtype = model.last_layer.dtype
+
+    def side(which: str, other: Autoencoder):
+        form = fresh_compile(published) if which == "compile" else published
+        wanted = other.last_layer.dtype
+
+        def run(z: Tensor) -> Tensor:
+            with torch.no_grad():
+                return form(other, z.to(wanted))
+
+        return run
+
+    def ours(z: Tensor) -> Tensor:
+        with torch.no_grad():
+            return model.decode(z)
+
+    def check() -> None:
+        z = torch.randn(1, 4, 8, 8, device=device()).to(dtype)
+        with torch.no_grad():
+            exact = published(copy.deepcopy(others["eager"]).double(), z.double())
+            assert_error_rule(model.decode(z), published(others["eager"], z), exact)
+
+    weights = sum(p.numel() for p in model.decoder.parameters())
+    return Case(
+        name=f"lsun-church256, 1 image, {name}",
+        group=name,
+        inputs=lambda: (torch.randn(1, 4, 32, 32, device=device()).to(dtype),),
+        sides={"ours": ours} | {which: side(which, other) for which, other in others.items()},
+        check=check,
+        bytes_moved=weights * dtype.itemsize,
+        flops=FLOPS,
+        targets=targets,
+    )
