@@ -40,10 +40,39 @@ at::Tensor conv3x3_cpu(const at::Tensor& x, const at::Tensor& packed,
   return out;
 }
 
+// Float32 (D, C, 3, 3) of any strides; `transposed`: of the convolution that passes gradients back.
+at::Tensor pack_conv3x3_cpu(const at::Tensor& weight, bool transposed) {
+  const int out = transposed ? 1 : 0, in = 1 - out;
+  PackConv3x3Args args{};
+  args.c_out = weight.size(out);
+  args.c_in = weight.size(in);
+  TORCH_CHECK(args.c_out % kConvPanel == 0, "pack_conv3x3: weight must have a multiple of ",
+              kConvPanel, " output channels, got ", args.c_out);
+  args.stride_d = weight.stride(out);
+  args.stride_c = weight.stride(in);
+  args.stride_i = weight.stride(2);
+  args.stride_j = weight.stride(3);
+  args.weight = weight.const_data_ptr<float>();
+  if (transposed) {  // turned by half a turn: from the last tap backwards
+    args.weight += 2 * args.stride_i + 2 * args.stride_j;
+    args.stride_i = -args.stride_i;
+    args.stride_j = -args.stride_j;
+  }
+  at::Tensor packed =
+      at::empty({args.c_out / kConvPanel, 16, args.c_in, kConvPanel}, weight.options());
+  args.packed = packed.mutable_data_ptr<float>();
+  cpu::pack_conv3x3(args);
+  return packed;
+}
+
 TORCH_LIBRARY_FRAGMENT(lddgan, m) {
+  m.def("pack_conv3x3(Tensor weight, bool transposed) -> Tensor");
   m.def("conv3x3(Tensor x, Tensor packed, Tensor? bias, Tensor? residual) -> Tensor");
 }
-TORCH_LIBRARY_IMPL(lddgan, CPU, m) { m.impl("conv3x3", conv3x3_cpu); }
+TORCH_LIBRARY_IMPL(lddgan, CPU, m) {
+  m.impl("conv3x3", conv3x3_cpu);
+  m.impl("pack_conv3x3", pack_conv3x3_cpu);
+}
 
 }  // namespace
 }  // namespace lddgan

@@ -182,6 +182,34 @@ void run_all(const Conv3x3Args& a) {
 
 int64_t padded(int64_t count, int64_t rows) { return (count + rows - 1) / rows * rows; }
 
+// One input channel against a panel of output channels.
+void pack(const PackConv3x3Args& a, int64_t panel, int64_t c) {
+  alignas(64) float taps[9][kConvPanel];
+  const float* from = a.weight + panel * kConvPanel * a.stride_d + c * a.stride_c;
+  for (int d = 0; d < kConvPanel; ++d, from += a.stride_d) {
+    for (int i = 0; i < 9; ++i) taps[i][d] = from[i / 3 * a.stride_i + i % 3 * a.stride_j];
+  }
+  float* to = a.packed + (panel * 16 * a.c_in + c) * kConvPanel;
+  const int64_t stride = a.c_in * kConvPanel;
+  for (int lane = 0; lane < kConvPanel; lane += kWidth, to += kWidth) {
+    Vec rows[12];
+    for (int j = 0; j < 3; ++j) {
+      Vec g0 = load(taps[j] + lane), g1 = load(taps[3 + j] + lane), g2 = load(taps[6 + j] + lane);
+      rows[j] = g0;
+      rows[3 + j] = (g0 + g1 + g2) * 0.5f;
+      rows[6 + j] = (g0 - g1 + g2) * 0.5f;
+      rows[9 + j] = g2;
+    }
+    for (int i = 0; i < 4; ++i) {
+      const Vec* r = rows + 3 * i;
+      store(to + (4 * i) * stride, r[0]);
+      store(to + (4 * i + 1) * stride, (r[0] + r[1] + r[2]) * 0.5f);
+      store(to + (4 * i + 2) * stride, (r[0] - r[1] + r[2]) * 0.5f);
+      store(to + (4 * i + 3) * stride, r[2]);
+    }
+  }
+}
+
 }  // namespace
 
 void conv3x3(const Conv3x3Args& a) {
@@ -189,6 +217,12 @@ void conv3x3(const Conv3x3Args& a) {
   // A tile's result is the same, bit for bit, in either.
   padded(count, kFewRows) * 9 < padded(count, kManyRows) * 8 ? run_all<kFewRows>(a)
                                                              : run_all<kManyRows>(a);
+}
+
+void pack_conv3x3(const PackConv3x3Args& a) {
+  parallel_for(a.c_out / kConvPanel * a.c_in, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) pack(a, i / a.c_in, i % a.c_in);
+  });
 }
 
 }  // namespace lddgan::LDDGAN_ISA

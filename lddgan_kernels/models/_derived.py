@@ -11,11 +11,16 @@ class Derived:
 
     A change is seen by the weight's version counter, dtype, device or storage: optimizers,
     `load_state_dict`, `copy_` and `.to` all show. (Writing through `weight.data` hides from PyTorch
-    and from this.) Where gradients flow to the weight nothing is kept.
+    and from this.) Where gradients flow through it to the weight, nothing is kept.
+
+    Args:
+        make: a function of the weight.
+        differentiable: whether gradients flow through `make`.
     """
 
-    def __init__(self, make: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, make: Callable[[Tensor], Tensor], differentiable: bool = True) -> None:
         self.make = make
+        self.differentiable = differentiable
         self.clear()
 
     def clear(self) -> None:
@@ -26,7 +31,8 @@ class Derived:
     def __call__(self, weight: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
             return self.make(weight)
-        if (torch.is_grad_enabled() and weight.requires_grad) or weight.is_inference():
+        grad = self.differentiable and torch.is_grad_enabled() and weight.requires_grad
+        if grad or weight.is_inference():
             return self.make(weight)
         key = (weight.data_ptr(), weight._version, weight.dtype, weight.device, weight.stride())
         if self._value is None or key != self._key:
@@ -37,7 +43,7 @@ class Derived:
         return self._value
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Derived":
-        return Derived(self.make)
+        return Derived(self.make, self.differentiable)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return Derived, (self.make,)
+        return Derived, (self.make, self.differentiable)

@@ -1,7 +1,5 @@
 """A 3x3 convolution that keeps its weight packed for the CPU kernel."""
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lddgan_kernels.models._derived import Derived
@@ -13,12 +11,8 @@ class Conv3x3(nn.Conv2d):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 3, padding=1)
-        self.packed = Derived(pack_conv3x3)
+        self.packed = Derived(pack_conv3x3, differentiable=False)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        if torch.is_grad_enabled() and self.weight.requires_grad:
-            # A weight that changes every step is not worth packing.
-            out = F.conv2d(x, self.weight, self.bias, padding=1)
-            return out if residual is None else residual + out
         packed = self.packed(self.weight) if uses_winograd(x, self.weight) else None
         return conv3x3(x, self.weight, self.bias, residual=residual, packed=packed)

@@ -72,30 +72,30 @@ def conv3x3_reference(
 
 def uses_winograd(x: Tensor, weight: Tensor) -> bool:
     """Whether the CPU kernel, not PyTorch's convolution, runs this x and weight."""
-    d, c = weight.shape[:2]
+    return _suits(x, weight, weight.shape[0], weight.shape[1])
+
+
+def pack_conv3x3(weight: Tensor) -> Tensor:
+    """`weight` (D, C, 3, 3) as the CPU kernel reads it: G g G', (D/32, 16, C, 32); no gradient.
+
+    Only for weights of which `uses_winograd` holds.
+    """
+    return torch.ops.lddgan.pack_conv3x3(weight.detach(), False)
+
+
+def _suits(x: Tensor, weight: Tensor, c_out: int, c_in: int) -> bool:
     return (
         _HAS_KERNEL
         and x.dtype == weight.dtype == torch.float32
         and x.device.type == "cpu"
-        and c % LANE == 0
-        and c > LANE
-        and d % PANEL == 0
+        and c_in % LANE == 0
+        and c_in > LANE
+        and c_out % PANEL == 0
         and x.shape[2] * x.shape[3] >= _MIN_PIXELS
         and memory_format(x) is torch.channels_last
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()  # which packs PyTorch's weights itself
     )
-
-
-def pack_conv3x3(weight: Tensor) -> Tensor:
-    """`weight` (D, C, 3, 3) as the CPU kernel reads it: G g G', (D/32, 16, C, 32) float32."""
-    d, c = weight.shape[:2]
-    transform = torch.tensor(
-        [[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], device=weight.device
-    )
-    with torch.no_grad():
-        wide = torch.einsum("ai,bj,dcij->abcd", transform, transform, weight.float())
-        return wide.reshape(16, c, d // PANEL, PANEL).permute(2, 0, 1, 3).contiguous()
 
 
 def _needs_grad(*tensors: Tensor | None) -> bool:
@@ -133,12 +133,23 @@ class _Conv3x3(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        sizes = (weight.shape[0],) if ctx.needs_input_grad[2] else None
-        one = (1, 1)
-        grads = torch.ops.aten.convolution_backward(
-            grad, x, weight, sizes, one, one, one, False, (0, 0), 1, ctx.needs_input_grad[:3]
-        )
-        return *grads, grad if ctx.needs_input_grad[3] else None, None
+        need_x, need_weight, need_bias, need_residual, _ = ctx.needs_input_grad
+        grad_x = None
+        # To be differentiated again, all must be PyTorch's.
+        if need_x and not torch.is_grad_enabled():
+            grad = like_layout(grad, torch.channels_last)
+            if _suits(grad, weight, weight.shape[1], weight.shape[0]):
+                packed = torch.ops.lddgan.pack_conv3x3(weight, True)
+                grad_x = torch.ops.lddgan.conv3x3(grad, packed, None, None)
+        sizes = (weight.shape[0],) if need_bias else None
+        one, mask = (1, 1), (need_x and grad_x is None, need_weight, need_bias)
+        others = (None, None, None)
+        if any(mask):
+            others = torch.ops.aten.convolution_backward(
+                grad, x, weight, sizes, one, one, one, False, (0, 0), 1, mask
+            )
+        grad_residual = grad if need_residual else None
+        return others[0] if grad_x is None else grad_x, others[1], others[2], grad_residual, None
 
 
 def _forward(x: Tensor, packed: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
@@ -153,3 +164,8 @@ if _extension.is_loaded():
     def _(x: Tensor, packed: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
         shape = (x.shape[0], packed.shape[0] * PANEL, x.shape[2], x.shape[3])
         return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+    @torch.library.register_fake("lddgan::pack_conv3x3")
+    def _(weight: Tensor, transposed: bool) -> Tensor:
+        d, c = (weight.shape[1], weight.shape[0]) if transposed else weight.shape[:2]
+        return weight.new_empty(d // PANEL, 16, c, PANEL)

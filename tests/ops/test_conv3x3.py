@@ -151,6 +151,19 @@ def test_registration():
     packed = pack_conv3x3(weight)
     for extras in ((bias, residual), (None, None)):
         torch.library.opcheck(torch.ops.lddgan.conv3x3.default, (x, packed, *extras))
+    weight = torch.randn(32, 64, 3, 3)
+    for transposed in (False, True):
+        torch.library.opcheck(torch.ops.lddgan.pack_conv3x3.default, (weight, transposed))
+
+
+@native
+@pytest.mark.parametrize("layout", [torch.contiguous_format, CL])
+def test_packing_is_the_winograd_transform(layout):
+    weight = torch.randn(64, 48, 3, 3)
+    transform = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
+    exact = torch.einsum("ai,bj,dcij->dabc", transform, transform, weight)
+    exact = exact.unflatten(0, (2, 32)).permute(0, 2, 3, 4, 1).reshape(2, 16, 48, 32)
+    torch.testing.assert_close(pack_conv3x3(weight.to(memory_format=layout)), exact)
 
 
 def test_compiles_as_one_graph():

@@ -13,14 +13,23 @@ constexpr int kConvPanel = 32;
 constexpr int kConvLane = 16;
 
 struct Conv3x3Args {
-  const float* x;       // [n, h, w, c_in]
-  const float* weight;  // [c_out / kConvPanel, 16, c_in, kConvPanel], transformed (ops/conv3x3.py)
-  const float* bias;    // [c_out] or null
+  const float* x;         // [n, h, w, c_in]
+  const float* weight;    // [c_out / kConvPanel, 16, c_in, kConvPanel], by pack_conv3x3
+  const float* bias;      // [c_out] or null
   const float* residual;  // [n, h, w, c_out], added, or null
   float* out;             // [n, h, w, c_out]
   int64_t n, h, w, c_in, c_out;
 };
 
+// G g G' of every pair of channels.
+struct PackConv3x3Args {
+  const float* weight;  // element (d, c, i, j) at d*stride_d + c*stride_c + i*stride_i + j*stride_j
+  float* packed;        // [c_out / kConvPanel, 16, c_in, kConvPanel]
+  int64_t c_out, c_in;
+  int64_t stride_d, stride_c, stride_i, stride_j;
+};
+
 }  // namespace lddgan
 
 LDDGAN_DECLARE_CPU(conv3x3, Conv3x3Args)
+LDDGAN_DECLARE_CPU(pack_conv3x3, PackConv3x3Args)
