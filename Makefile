@@ -47,5 +47,8 @@ lint: $(VENV)/test-tools
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CLANG_FORMAT_FILES)
 
+check-cuda:
+	$(PYTHON) tools/check_cuda.py
+
 clean:
 	rm -rf build .venv *.egg-info lddgan_kernels/_C*.so

@@ -1,0 +1,90 @@
+"""`python -m lddgan_kernels.info`: versions, which backends run each op here, what is missing."""
+
+import importlib
+import importlib.util
+import pkgutil
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from lddgan_kernels import __version__, _backend, _extension, ops
+
+
+def main() -> None:
+    """Prints the report."""
+    for line in (*_versions(), "", *_extension_lines(), "", *_table()):
+        print(line)
+
+
+def _versions() -> list[str]:
+    lines = [f"lddgan_kernels {__version__}", f"Python {platform.python_version()}"]
+    cuda = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
+    lines.append(f"PyTorch {torch.__version__} ({cuda}), {torch.get_num_threads()} threads")
+    if _backend.has_triton():
+        try:
+            lines.append(f"Triton {version('triton')}")
+        except PackageNotFoundError:
+            lines.append("Triton, of unknown version")
+    lines += [
+        f"GPU {i}: {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())
+    ] or ["no GPU that PyTorch can use"]
+    return lines
+
+
+def _extension_lines() -> list[str]:
+    if not _extension.is_loaded():
+        return [f"extension: missing; {_extension.why_missing()}"]
+    built = _extension.build_info()
+    cuda = (
+        f"CUDA {built['cuda']} for sm_{built['cuda_architectures'].replace(',', ', sm_')}"
+        if built["cuda"]
+        else "no CUDA kernels"
+    )
+    return [
+        f"extension: compiled by {built['compiler']} against PyTorch {built['torch']}, {cuda}",
+        f"CPU instruction set in use: {built['cpu_isa']}",
+    ]
+
+
+def _table() -> list[str]:
+    """Ops by backends, read off the folder; the reasons of what cannot run below it."""
+    default = _backend.default_backend()
+    lines = [f"{'op':20s}" + "".join(f"{name:>11s}" for name in _backend.BACKENDS)]
+    reasons: dict[str, str] = {}
+    for module in pkgutil.iter_modules(ops.__path__):
+        if module.name.startswith("_"):
+            continue
+        kernels = importlib.import_module(f"lddgan_kernels.ops.{module.name}").KERNELS
+        row = f"{module.name:20s}"
+        for backend in _backend.BACKENDS:
+            row += f"{_cell(module.name, backend, kernels, reasons):>11s}"
+        lines.append(row)
+    lines += ["", "yes: runs here; ref: runs, on the reference, as nothing faster is known"]
+    lines += [f"no:  {backend} {reason}" for backend, reason in reasons.items()]
+    if default is not None:
+        lines.append(f"LDDGAN_BACKEND={default} is the default of every op")
+    return lines
+
+
+def _cell(op: str, backend: str, kernels: tuple[str, ...], reasons: dict[str, str]) -> str:
+    if backend == "reference":
+        return "yes"
+    if backend not in kernels:
+        return "ref" if backend == "cpu" else "-"
+    gpu = backend != "cpu" and torch.cuda.is_available()
+    reason = _backend.unavailable(
+        op, backend, torch.empty(1, device="cuda" if gpu else "cpu"), kernels
+    )
+    if reason is None:
+        return "yes"
+    if backend in ("cuda", "triton") and not torch.cuda.is_available():
+        reason = "needs a GPU that PyTorch can use"
+        if torch.version.cuda is None and torch.version.hip is None:
+            reason += f"; this PyTorch, {torch.__version__}, is built without CUDA"
+    reasons.setdefault(backend, f"cannot run: {reason}")
+    return "no"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+import pkgutil
+
+import torch
+
+from lddgan_kernels import _backend, _extension, info, ops
+
+
+def test_every_op_and_backend_is_listed(capsys):
+    info.main()
+    out = capsys.readouterr().out
+    assert torch.__version__ in out
+    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.strip()}
+    for module in pkgutil.iter_modules(ops.__path__):
+        if not module.name.startswith("_"):
+            assert len(rows[module.name]) == len(_backend.BACKENDS)
+            assert rows[module.name][0] == "yes"
+
+
+def test_a_missing_extension_is_explained(capsys, monkeypatch):
+    monkeypatch.setattr(_extension, "_C", None)
+    monkeypatch.setattr(_extension, "_error", "undefined symbol: _ZN3c10")
+    info.main()
+    out = capsys.readouterr().out
+    assert "undefined symbol: _ZN3c10" in out
+    assert "run `pip install" in out
+    row = next(line for line in out.splitlines() if line.startswith("residual_scale"))
+    assert row.split()[1 + _backend.BACKENDS.index("cpu")] == "no"
