@@ -51,6 +51,36 @@ struct alignas(16) Pack {
   T data[kSize];
 };
 
+// `count` elements as floats: one, or whole packs at an address aligned to 16 bytes.
+template <int count, typename T>
+__device__ __forceinline__ void load_floats(const T* p, float* values) {
+  if constexpr (count == 1) {
+    values[0] = device_float(*p);
+  } else {
+#pragma unroll
+    for (int k = 0; k < count; k += Pack<T>::kSize) {
+      Pack<T> pack = *reinterpret_cast<const Pack<T>*>(p + k);
+#pragma unroll
+      for (int i = 0; i < Pack<T>::kSize; ++i) values[k + i] = device_float(pack.data[i]);
+    }
+  }
+}
+
+template <int count, typename T>
+__device__ __forceinline__ void store_floats(T* p, const float* values) {
+  if constexpr (count == 1) {
+    *p = from_float<T>(values[0]);
+  } else {
+#pragma unroll
+    for (int k = 0; k < count; k += Pack<T>::kSize) {
+      Pack<T> pack;
+#pragma unroll
+      for (int i = 0; i < Pack<T>::kSize; ++i) pack.data[i] = from_float<T>(values[k + i]);
+      *reinterpret_cast<Pack<T>*>(p + k) = pack;
+    }
+  }
+}
+
 // Launches a kernel, optionally in thread-block clusters of `cluster` blocks along x (sm_90).
 // (Not <<<>>>: this form is plain C++, so that tests can run the kernels without a GPU.)
 template <typename... Parameters, typename... Arguments>
