@@ -19,7 +19,7 @@ from lddgan_kernels import _extension
 from lddgan_kernels._backend import select
 from lddgan_kernels._checks import check_image, dense, fail, like_layout, memory_format
 
-KERNELS = ("cuda", "cpu")
+KERNELS = ("cuda", "triton", "cpu")
 
 
 def haar_dwt2d(x: Tensor, scale: float = 1.0, *, backend: str | None = None) -> Tensor:

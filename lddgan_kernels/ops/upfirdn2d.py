@@ -28,7 +28,7 @@ from lddgan_kernels._checks import (
     memory_format,
 )
 
-KERNELS = ("cuda", "cpu")
+KERNELS = ("cuda", "triton", "cpu")
 
 Pad = tuple[int, int, int, int]
 

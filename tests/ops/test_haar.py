@@ -7,7 +7,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from lddgan_kernels._checks import memory_format
 from lddgan_kernels.ops import haar_dwt2d, haar_idwt2d
 from lddgan_kernels.testing import assert_error_rule, relative_error
-from tests.conftest import backends_of, device_of, shared_path
+from tests.conftest import NATIVE_DEVICES, backends_of, device_of, shared_path
 
 module = sys.modules["lddgan_kernels.ops.haar"]
 BACKENDS = backends_of(module)
@@ -132,10 +132,10 @@ def test_second_order_of_kernels(backend):
     )
 
 
-@pytest.mark.parametrize("backend", [b for b in NATIVE if b != "triton"])
+@pytest.mark.parametrize("device", NATIVE_DEVICES)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_registration(backend, layout):
-    x = torch.randn(2, 4, 4, 6, device=device_of(backend)).to(memory_format=layout)
+def test_registration(device, layout):
+    x = torch.randn(2, 4, 4, 6, device=device).to(memory_format=layout)
     torch.library.opcheck(torch.ops.lddgan.haar_dwt2d.default, (x, 0.5))
     torch.library.opcheck(torch.ops.lddgan.haar_idwt2d.default, (x, 0.5))
 

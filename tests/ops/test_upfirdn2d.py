@@ -8,7 +8,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from lddgan_kernels._checks import memory_format
 from lddgan_kernels.ops import downsample2d, upfirdn2d, upsample2d
 from lddgan_kernels.testing import assert_error_rule, relative_error
-from tests.conftest import backends_of, device_of, shared_path
+from tests.conftest import NATIVE_DEVICES, backends_of, device_of, shared_path
 
 module = sys.modules["lddgan_kernels.ops.upfirdn2d"]
 BACKENDS = backends_of(module)
@@ -187,10 +187,10 @@ def test_second_order_of_kernels(backend, name):
     )
 
 
-@pytest.mark.parametrize("backend", [b for b in NATIVE if b != "triton"])
+@pytest.mark.parametrize("device", NATIVE_DEVICES)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_registration(backend, layout):
-    x = torch.randn(2, 4, 5, 6, device=device_of(backend)).to(memory_format=layout)
+def test_registration(device, layout):
+    x = torch.randn(2, 4, 5, 6, device=device).to(memory_format=layout)
     taps = torch.tensor(UNEVEN, device=x.device)
     op = torch.ops.lddgan.upfirdn2d.default
     torch.library.opcheck(op, (x, taps, 2, 1, (2, 1, 2, 1), False))

@@ -76,7 +76,12 @@ __device__ __forceinline__ void store_floats(T* p, const float* values) {
       Pack<T> pack;
 #pragma unroll
       for (int i = 0; i < Pack<T>::kSize; ++i) pack.data[i] = from_float<T>(values[k + i]);
+#ifdef LDDGAN_EMULATED_CUDA
       *reinterpret_cast<Pack<T>*>(p + k) = pack;
+#else
+      // By its intrinsic: among 64-bit divisions the compiler split a plain store into four.
+      __stwb(reinterpret_cast<uint4*>(p + k), reinterpret_cast<const uint4&>(pack));
+#endif
     }
   }
 }
