@@ -200,7 +200,9 @@ def forward(
 
 # What tests/test_compiled_code.py compiles ahead of time: (kernel, signature, constants).
 _POINTERS = {"x_ptr": "*T", "taps_ptr": "*fp32", "out_ptr": "*T"}
+_ANY_SIZES = ("rows", "cols", "h", "w", "out_h", "out_w", "pad_y", "pad_x")
 _TILE = {"REVERSED": False, "ROWS": 16, "COLS": 64}
+_FOUR_TAPS = {"TAPS_H": 4, "TAPS_W": 4, "SEPARABLE": True, "CHANNELS_LAST": True}
 AOT = (
     *(
         (kernel, {**_POINTERS, "rows": "i32", "height": "i32", "width": "i32"}, _TILE)
@@ -209,13 +211,9 @@ AOT = (
     *(
         (
             _any_kernel,
-            {
-                **_POINTERS,
-                **dict.fromkeys(("rows", "cols", "h", "w", "out_h", "out_w", "pad_y", "pad_x"), "i32"),
-            },
-            {"UP": up, "DOWN": down, "TAPS_H": 4, "TAPS_W": 4, "SEPARABLE": True,
-             "CHANNELS_LAST": True, **_TILE},
+            {**_POINTERS, **dict.fromkeys(_ANY_SIZES, "i32")},
+            {"UP": up, "DOWN": down, **_FOUR_TAPS, **_TILE},
         )
         for up, down in ((2, 1), (1, 2))
     ),
-)  # fmt: skip
+)
