@@ -1,0 +1,102 @@
+"""Several processes with one model: started by `torchrun`, one device each.
+
+Gradients are averaged by one all-reduce right before each optimizer step, so penalties with double
+backward, adaptive loss weights and gradient accumulation need no care, and the loop is the same
+with one process.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+@contextmanager
+def processes(device: str) -> Iterator[torch.device]:
+    """The processes' group while it lasts; yields this process's device.
+
+    Without `torchrun` there is no group and `device` stands.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        yield torch.device(device)
+        return
+    mine = torch.device(device)
+    if mine.type == "cuda":
+        mine = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(mine)
+    backend = "nccl" if mine.type == "cuda" else "gloo"
+    # Rank 0 writes files and scores samples while the others wait.
+    dist.init_process_group(backend, timeout=timedelta(hours=2))
+    try:
+        yield mine
+    finally:
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """This process's number."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def wait() -> None:
+    """Waits for all processes."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def average(tensor: Tensor) -> None:
+    """Replaces a tensor by its mean over the processes."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+        tensor /= world_size()
+
+
+def any_process(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is set in any process."""
+    if not dist.is_initialized():
+        return flag
+    value = torch.tensor(float(flag), device=device)
+    dist.all_reduce(value)
+    return value.item() > 0
+
+
+@torch.no_grad()
+def share(modules: Iterable[nn.Module]) -> None:
+    """Gives all processes rank 0's parameters and buffers."""
+    if dist.is_initialized():
+        for module in modules:
+            for tensor in module.state_dict().values():
+                dist.broadcast(tensor, 0)
+
+
+def average_gradients(optimizer: Optimizer) -> None:
+    """From now on `optimizer.step()` uses the mean of the processes' gradients."""
+    if not dist.is_initialized():
+        return
+
+    def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        gradients = [
+            parameter.grad
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        average(flat)
+        parts = flat.split([gradient.numel() for gradient in gradients])
+        torch._foreach_copy_(
+            gradients, [part.view(g.shape) for part, g in zip(parts, gradients, strict=True)]
+        )
+
+    optimizer.register_step_pre_hook(hook)
