@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Ema:
@@ -18,8 +18,8 @@ class Ema:
     def __init__(self, source: nn.Module, decay: float) -> None:
         self.decay = decay
         self.module = copy.deepcopy(source).eval().requires_grad_(False)
-        self._source = list(source.parameters())
-        self._average = list(self.module.parameters())
+        self._source: list[Tensor] = list(source.parameters())
+        self._average: list[Tensor] = list(self.module.parameters())
 
     @torch.no_grad()
     def update(self, count: int) -> None:

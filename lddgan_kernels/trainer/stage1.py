@@ -1,6 +1,7 @@
 """Stage 1: one training step of the autoencoder, and what surrounds the loop."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,7 +10,10 @@ from torch.optim import Adam, Optimizer
 from lddgan_kernels.models.autoencoder import Autoencoder
 from lddgan_kernels.models.lpips import LPIPS, MIN_SIZE
 from lddgan_kernels.models.patch_discriminator import PatchDiscriminator, patch_layers
+from lddgan_kernels.trainer import distributed, networks
 from lddgan_kernels.trainer.autoencoder_losses import AutoencoderLoss, Metrics
+from lddgan_kernels.trainer.config import Config
+from lddgan_kernels.trainer.loop import Batches, learning_rate, set_rate, step_seed
 
 BASE_LR = 4.5e-6  # a sample of the batch
 
@@ -130,3 +134,72 @@ def measure_latent_scale(
         )
     model.latent_scale.copy_(largest)
     return largest.item()
+
+
+class AutoencoderStage:
+    """Stage 1 as the loop runs it.
+
+    Args:
+        config: what to train.
+        batches: images in [-1, 1].
+        device: where to train.
+        lpips: the perceptual distance, or None.
+    """
+
+    name = "autoencoder"
+
+    def __init__(
+        self, config: Config, batches: Batches, device: torch.device, lpips: LPIPS | None
+    ) -> None:
+        torch.manual_seed(config.seed)
+        training = config.autoencoder_training
+        self.config = config
+        self.batches = batches
+        self.device = device
+        self.steps = training.steps
+        self.batch_size = training.batch_size
+        self.layout = networks.layout(config)
+        self.autocast = torch.bfloat16 if config.precision == "bfloat16" else None
+        self.model = networks.place(networks.build_autoencoder(config), device, config)
+        self.loss = autoencoder_loss(self.model, lpips, training.gan_start)
+        if self.loss.lpips is not None:
+            self.loss.lpips.to(device)
+        distributed.share(self.modules().values())
+        self.lr = training.lr_per_sample * training.batch_size
+        self.optimizers = autoencoder_optimizers(self.model, self.loss, self.lr)
+        for optimizer in self.optimizers:
+            if optimizer is not None:
+                distributed.average_gradients(optimizer)
+
+    def step(self, index: int, batch: Tensor) -> Metrics:
+        """One update on a batch of this process; returns losses, still on the device."""
+        schedule = self.config.autoencoder_training.lr_schedule
+        for optimizer in self.optimizers:
+            if optimizer is not None:
+                set_rate(optimizer, learning_rate(self.lr, schedule, index / self.steps))
+        batch = batch.to(self.device, non_blocking=True).contiguous(memory_format=self.layout)
+        torch.manual_seed(step_seed(self.config.seed, self.name, index))
+        if index == 0:
+            initialize_codebook(self.model, batch)
+            distributed.share([self.model])
+        return autoencoder_step(self.model, self.loss, self.optimizers, batch, index, self.autocast)
+
+    def modules(self) -> dict[str, torch.nn.Module]:
+        """The networks by name."""
+        found: dict[str, torch.nn.Module] = {"autoencoder": self.model}
+        if self.loss.discriminator is not None:
+            found["critic"] = self.loss.discriminator
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs."""
+        optimizers = [o.state_dict() for o in self.optimizers if o is not None]
+        return {k: m.state_dict() for k, m in self.modules().items()} | {"optimizers": optimizers}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes back to a `state`."""
+        for name, module in self.modules().items():
+            module.load_state_dict(state[name])
+        present = [optimizer for optimizer in self.optimizers if optimizer is not None]
+        for optimizer, found in zip(present, state["optimizers"], strict=True):
+            optimizer.load_state_dict(found)

@@ -1,0 +1,70 @@
+"""What the commands share: configurations from presets and flags, and errors for people."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+
+from lddgan_kernels.trainer import config_file
+from lddgan_kernels.trainer.config import Config
+from lddgan_kernels.trainer.loop import Interrupted
+from lddgan_kernels.trainer.meter import NotFinite
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of a run; each field of the configuration is a flag, with the preset's value."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+    preset: str = "digits"
+    """A preset's name, or the path of a .toml file."""
+    out: Path | None = None
+    """The run folder; runs/PRESET by default."""
+    resume: bool = False
+    """Go on with the run in the folder, from its last checkpoint."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """Where to train."""
+
+
+def parse(command: str, about: str, arguments: Sequence[str] | None) -> tuple[Options, Path]:
+    """Options of a command line, and the run folder.
+
+    Defaults come from the preset; when resuming without one, from the run itself.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", default=None)
+    first.add_argument("--out", type=Path, default=None)
+    first.add_argument("--resume", action="store_true")
+    given, _ = first.parse_known_args(arguments)
+    preset = given.preset or "digits"
+    out = given.out or Path("runs") / Path(preset).stem
+    source = preset
+    if given.resume and given.preset is None and (out / "config.toml").exists():
+        source = str(out / "config.toml")
+    default = Options(config=config_file.load(source), preset=preset)
+    options = tyro.cli(
+        Options, prog=f"python -m lddgan_kernels.{command}", description=about,
+        default=default, args=arguments, config=(tyro.conf.FlagConversionOff,)
+    )  # fmt: skip
+    return options, out
+
+
+def run(work: Callable[[], Any]) -> int:
+    """Calls `work`; returns the exit status. What a user can mend is told in a line."""
+    try:
+        work()
+    except Interrupted as stopped:
+        print(f"{stopped}; --resume goes on", file=sys.stderr)
+        return 130
+    except (OSError, ValueError, ImportError, NotFinite) as error:
+        if os.environ.get("LDDGAN_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,114 @@
+"""The log of a run: lines for a person, `log.jsonl` for a program, TensorBoard if asked."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from lddgan_kernels.trainer import distributed
+from lddgan_kernels.trainer.folder import RunFolder
+
+# Short names for people, in the order they are shown.
+SHOWN = {
+    "l1": "L1",
+    "lpips": "LPIPS",
+    "discriminator": "D",
+    "generator": "G",
+    "reconstruction": "rec",
+    "r1": "R1",
+    "adversarial": "adv",
+    "critic": "critic",
+}
+
+
+def progress_bar(name: str, start: int, total: int) -> Any:
+    """A bar with rate and time left; off the terminal it is drawn every 30 seconds only."""
+    from tqdm import tqdm
+
+    return tqdm(
+        desc=name,
+        initial=start,
+        total=total,
+        unit="step",
+        mininterval=0.5 if sys.stderr.isatty() else 30.0,
+        maxinterval=60.0,
+        dynamic_ncols=True,
+        disable=distributed.rank() > 0,
+    )
+
+
+class RunLog:
+    """Writes what happens; silent in all processes but the first.
+
+    Args:
+        folder: of the run; lines written after its checkpoint are taken off again.
+        tensorboard: also write TensorBoard events.
+
+    Raises:
+        ImportError: TensorBoard is asked for and not installed.
+    """
+
+    def __init__(self, folder: RunFolder, tensorboard: bool = False) -> None:
+        self._began = time.perf_counter() - folder.seconds
+        self._writer: Any = None
+        self._file: Any = None
+        if distributed.rank() > 0:
+            return
+        self._file = open(folder.log, "ab")  # noqa: SIM115
+        self._file.truncate(folder.log_size)
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise ImportError(
+                    "log.tensorboard: tensorboard must be installed (pip install tensorboard), "
+                    "got no such module"
+                ) from None
+            self._writer = SummaryWriter(str(folder.path))
+
+    def seconds(self) -> float:
+        """How long the run has worked, over all its parts."""
+        return time.perf_counter() - self._began
+
+    def size(self) -> int:
+        """Bytes of `log.jsonl`."""
+        return self._file.tell()
+
+    def say(self, text: str) -> None:
+        """A line for a person."""
+        if self._file is not None:
+            from tqdm import tqdm
+
+            tqdm.write(text)
+
+    def write(self, kind: str, **facts: Any) -> None:
+        """A line of `log.jsonl`."""
+        if self._file is not None:
+            line = {"kind": kind, **facts, "seconds": round(self.seconds(), 3)}
+            self._file.write(json.dumps(line).encode() + b"\n")
+            self._file.flush()
+
+    def step(
+        self, stage: str, done: int, total: int, means: Mapping[str, float], speed: float
+    ) -> None:
+        """Losses, averaged since the last such line, and images per second."""
+        facts = {name: float(f"{value:.6g}") for name, value in means.items()}
+        self.write("step", stage=stage, step=done, **facts, images_per_second=round(speed, 1))
+        losses = "  ".join(
+            f"{short} {means[name]:.4f}" for name, short in SHOWN.items() if name in means
+        )
+        minutes, seconds = divmod(int(self.seconds()), 60)
+        self.say(
+            f"{stage} {done}/{total}  {losses}  {speed:.0f} img/s  {minutes}:{seconds:02d} elapsed"
+        )
+        if self._writer is not None:
+            for name, value in means.items():
+                self._writer.add_scalar(f"{stage}/{name}", value, done)
+
+    def close(self) -> None:
+        """Ends the log."""
+        if self._file is not None:
+            self._file.close()
+        if self._writer is not None:
+            self._writer.close()

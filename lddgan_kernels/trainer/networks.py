@@ -1,0 +1,113 @@
+"""From a configuration to networks and codecs."""
+
+from dataclasses import asdict
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import nn
+
+from lddgan_kernels.models import (
+    Autoencoder,
+    AutoencoderConfig,
+    Discriminator,
+    DiscriminatorConfig,
+    Generator,
+    GeneratorConfig,
+    WaveletGenerator,
+)
+from lddgan_kernels.trainer import config_file
+from lddgan_kernels.trainer.codec import AutoencoderCodec, Codec, HaarCodec, PixelCodec
+from lddgan_kernels.trainer.config import Config
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def validate(config: Config) -> None:
+    """Raises ValueError where a field is wrong in itself or does not fit the others."""
+    config_file.check(config)
+    generator_config(config)
+    discriminator_config(config)
+    if config.codec == "autoencoder":
+        autoencoder_config(config)
+    resolution = latent_shape(config)[1]
+    model = config.discriminator
+    smallest = 2 ** (model.num_blocks - (model.kind == "small"))
+    if resolution < smallest:
+        raise ValueError(
+            f"config: discriminator.num_blocks must leave a latent of {resolution} px something, "
+            f"got {model.num_blocks} (kind {model.kind!r}), which need {smallest} px"
+        )
+
+
+def latent_shape(config: Config) -> tuple[int, int, int]:
+    """(C, H, W) of what the GAN works on."""
+    images = config.images
+    if config.codec == "autoencoder":
+        side = autoencoder_config(config).latent_resolution
+        return config.autoencoder.latent_channels, side, side
+    if config.codec == "haar":
+        if images.resolution % 2:
+            raise ValueError(
+                f"config: images.resolution must be even for wavelets, got {images.resolution}"
+            )
+        return 4 * images.channels, images.resolution // 2, images.resolution // 2
+    return images.channels, images.resolution, images.resolution
+
+
+def autoencoder_config(config: Config) -> AutoencoderConfig:
+    """The autoencoder's structure."""
+    return AutoencoderConfig(
+        image_channels=config.images.channels,
+        resolution=config.images.resolution,
+        **asdict(config.autoencoder),
+    )
+
+
+def generator_config(config: Config) -> GeneratorConfig:
+    """The generator's structure."""
+    channels, resolution, _ = latent_shape(config)
+    options = asdict(config.generator)
+    del options["kind"]
+    return GeneratorConfig(channels=channels, resolution=resolution, **options)
+
+
+def discriminator_config(config: Config) -> DiscriminatorConfig:
+    """The discriminator's structure."""
+    return DiscriminatorConfig(channels=latent_shape(config)[0], **asdict(config.discriminator))
+
+
+def build_generator(config: Config) -> nn.Module:
+    """A new generator."""
+    kind = WaveletGenerator if config.generator.kind == "wavelet" else Generator
+    return kind(generator_config(config))
+
+
+def build_discriminator(config: Config) -> nn.Module:
+    """A new discriminator."""
+    return Discriminator(discriminator_config(config))
+
+
+def build_autoencoder(config: Config) -> Autoencoder:
+    """A new autoencoder."""
+    return Autoencoder(autoencoder_config(config))
+
+
+def build_codec(config: Config, autoencoder: Autoencoder | None) -> Codec:
+    """The codec; `autoencoder` is needed for the codec of that name."""
+    if config.codec == "haar":
+        return HaarCodec()
+    if config.codec == "none":
+        return PixelCodec()
+    if autoencoder is None:
+        raise ValueError('build_codec: autoencoder must be given for codec "autoencoder", got None')
+    return AutoencoderCodec(autoencoder)
+
+
+def layout(config: Config) -> torch.memory_format:
+    """The memory layout of images and convolution weights."""
+    return torch.channels_last if config.channels_last else torch.contiguous_format
+
+
+def place(module: Network, device: torch.device | str, config: Config) -> Network:
+    """Moves a module to a device and into the layout."""
+    return cast(Any, module).to(device, memory_format=layout(config))

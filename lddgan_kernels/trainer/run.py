@@ -1,0 +1,176 @@
+"""The whole job: data, autoencoder, latents, GAN, samples, scores, report."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lddgan_kernels.data import ImageDataset, PixelCache, cache_pixels, open_images
+from lddgan_kernels.models import Autoencoder
+from lddgan_kernels.trainer import checkpoint, config_file, distributed, networks
+from lddgan_kernels.trainer.config import Config
+from lddgan_kernels.trainer.folder import RunFolder
+from lddgan_kernels.trainer.load import load_autoencoder, load_lpips
+from lddgan_kernels.trainer.logging import RunLog
+from lddgan_kernels.trainer.loop import Interrupted, StopRequest, run_stage
+from lddgan_kernels.trainer.pictures import Sampler, grid, reconstructions, save_png
+from lddgan_kernels.trainer.report import write_report
+from lddgan_kernels.trainer.stage1 import AutoencoderStage
+from lddgan_kernels.trainer.stage2 import (
+    ImageBatches,
+    LatentBatches,
+    encode_dataset,
+    save_autoencoder,
+)
+from lddgan_kernels.trainer.stage3 import GanStage
+from lddgan_kernels.trainer.summary import summarize
+
+PATHS_SHOWN = 4
+
+
+@dataclass
+class Run:
+    """What every part of the job needs."""
+
+    config: Config
+    folder: RunFolder
+    log: RunLog
+    stop: StopRequest
+    device: torch.device
+    dataset: ImageDataset | PixelCache
+
+    def check_stop(self) -> None:
+        """Raises Interrupted where a stop was asked for."""
+        if self.stop.asked:
+            raise Interrupted("stopped between two stages")
+
+    def report(self) -> None:
+        """Writes the report, by rank 0."""
+        if distributed.rank() == 0:
+            write_report(self.folder)
+
+
+def train(
+    config: Config, out: Path, *, resume: bool = False, device: str = "cpu"
+) -> dict[str, Any] | None:
+    """Trains a system from images to samples in the folder `out`; returns the summary.
+
+    Returns:
+        The last line of the log; None in processes other than the first.
+
+    Raises:
+        ValueError, FileNotFoundError, FileExistsError: the configuration, the data or `out` do not
+            fit. OSError: the disk is full. NotFinite: a loss is NaN or infinite. Interrupted: a
+            stop was asked for, and the checkpoint is written.
+    """
+    with distributed.processes(device) as mine, StopRequest() as stop:
+        networks.validate(config)
+        _check_batches(config)
+        dataset = cache_pixels(
+            open_images(
+                config.data,
+                config.images.resolution,
+                limit=config.limit,
+                channels=config.images.channels,
+            ),
+            workers=config.images.workers,
+        )
+        folder = RunFolder(out, mine)
+        folder.begin(config, resume)
+        distributed.wait()
+        log = RunLog(folder, config.log.tensorboard)
+        try:
+            return _train(Run(config, folder, log, stop, mine, dataset))
+        finally:
+            log.close()
+
+
+def _check_batches(config: Config) -> None:
+    world = distributed.world_size()
+    for name, size, parts in (
+        ("autoencoder_training", config.autoencoder_training.batch_size, world),
+        ("gan", config.gan.batch_size, world * config.gan.accumulate),
+    ):
+        if size % parts:
+            raise ValueError(
+                f"config: {name}.batch_size must be a multiple of {parts} (processes times "
+                f"accumulate), got {size}"
+            )
+
+
+def _train(run: Run) -> dict[str, Any] | None:
+    config, log = run.config, run.log
+    log.say(f"{len(run.dataset)} images of {run.dataset.name}; run folder {run.folder.path}")
+    log.write("start", images=len(run.dataset), data=run.dataset.name, torch=torch.__version__)
+    autoencoder = None
+    if config.codec == "autoencoder":
+        autoencoder = train_autoencoder(run)
+        run.check_stop()
+        cache = encode_dataset(config, run.folder, run.dataset, autoencoder, run.check_stop)
+        log.say(f"latent scale {cache.abs_max:.4g}, measured on {len(cache)} images")
+        log.write("latents", latent_scale=cache.abs_max, count=len(cache))
+        codec = networks.build_codec(config, autoencoder)
+        stage = GanStage(
+            config, LatentBatches(cache, autoencoder.latent_scale.item(), config), run.device
+        )
+    else:
+        codec = networks.build_codec(config, None)
+        batches = ImageBatches(run.dataset, config, config.gan.batch_size, codec, run.device)
+        stage = GanStage(config, batches, run.device)
+    sampler = Sampler(config, stage.ema.module, codec)
+    seeds = torch.arange(config.log.grid)
+
+    def picture(step: int) -> None:
+        if distributed.rank() == 0:
+            save_png(run.folder.samples / f"step-{step:07d}.png", grid(sampler(seeds)))
+            path = sampler.path(seeds[:PATHS_SHOWN])
+            save_png(
+                run.folder.samples / "path.png",
+                grid(path.transpose(0, 1).flatten(0, 1), columns=len(path)),
+            )
+            save_generator(run, stage)
+            write_report(run.folder)
+
+    run_stage(stage, run.folder, log, run.stop, picture)
+    if distributed.rank() > 0:
+        distributed.wait()
+        return None
+    summary = summarize(config, sampler, run.dataset)
+    log.write("summary", **summary)
+    write_report(run.folder)
+    distributed.wait()
+    return summary
+
+
+def train_autoencoder(run: Run) -> Autoencoder:
+    """Stage 1, or its result where the run folder holds it."""
+    config, folder = run.config, run.folder
+    if folder.autoencoder.exists():
+        return load_autoencoder(folder.autoencoder)[0].to(run.device)
+    lpips, note = load_lpips(config)
+    if note:
+        run.log.say(note)
+        run.log.write("note", text=note)
+    batches = ImageBatches(run.dataset, config, config.autoencoder_training.batch_size)
+    stage = AutoencoderStage(config, batches, run.device, lpips)
+    some = torch.stack([run.dataset[i] for i in range(min(32, len(run.dataset)))])
+    images = (some.float() / 127.5 - 1).to(run.device, memory_format=stage.layout)
+
+    def draw(step: int) -> None:
+        if distributed.rank() == 0:
+            stage.model.eval()
+            picture = reconstructions(images, lambda x: stage.model(x).reconstruction)
+            stage.model.train()
+            save_png(folder.samples / "reconstruction.png", picture)
+            write_report(folder)
+
+    run_stage(stage, folder, run.log, run.stop, draw)
+    save_autoencoder(config, folder, stage.model)
+    return stage.model
+
+
+def save_generator(run: Run, stage: GanStage) -> None:
+    """Writes the averaged generator with the run's configuration."""
+    facts = {"config": config_file.dump(run.config)}
+    checkpoint.save_weights(run.folder.generator, stage.ema.module, facts)

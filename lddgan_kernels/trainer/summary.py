@@ -1,0 +1,52 @@
+"""How a run ends: samples and scores."""
+
+import os
+import time
+from typing import Any
+
+import torch
+
+from lddgan_kernels.data import ImageDataset, PixelCache
+from lddgan_kernels.metrics import score_digits
+from lddgan_kernels.trainer import distributed
+from lddgan_kernels.trainer.codec import AutoencoderCodec
+from lddgan_kernels.trainer.config import Config
+from lddgan_kernels.trainer.pictures import Sampler
+
+
+def summarize(
+    config: Config, sampler: Sampler, dataset: ImageDataset | PixelCache
+) -> dict[str, Any]:
+    """Samples, their scores and their speed."""
+    scores: dict[str, Any] = {}
+    scored = config.log.scored if dataset.name == "digits" else 0
+    began = time.perf_counter()
+    seeds = torch.arange(scored or config.log.grid)
+    samples = sampler(seeds, batch_size=min(len(seeds), config.gan.batch_size))
+    speed = len(seeds) / (time.perf_counter() - began)
+    if isinstance(sampler.codec, AutoencoderCodec):
+        some = torch.stack([dataset[i] for i in range(min(256, len(dataset)))])
+        images = some.float() / 127.5 - 1
+        with torch.no_grad():
+            decoded = torch.cat(
+                [
+                    sampler.codec.decode(sampler.codec.encode(x.to(sampler.device))).float().cpu()
+                    for x in images.split(16)
+                ]
+            )
+        scores["reconstruction_l1"] = (decoded.clamp(-1, 1) - images).abs().mean().item()
+    if scored:
+        found = score_digits(samples)._asdict()
+        found["share_confident_ratio"] = found["share_confident"] / found["share_confident_real"]
+        scores["digits"] = found
+    skipped = [list(item) for item in dataset.skipped]
+    return {
+        "scores": scores,
+        "samples_per_second": round(speed, 1),
+        "parameters": sum(p.numel() for p in sampler.generator.parameters()),
+        "skipped": len(skipped),
+        "skipped_images": skipped[:20],
+        "processes": distributed.world_size(),
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+    }
