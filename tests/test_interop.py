@@ -57,12 +57,14 @@ def discriminator_state():
     return to_published(Discriminator(config))
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", GENERATORS)
-def test_golden_generators(name, backend):
+def test_golden_generators(name, backend, layout):
     network, options, state, tensors = golden(name)
-    module = load_published(state, network, options)
-    x, z = tensors["x"].requires_grad_(), tensors["z"].requires_grad_()
+    module = load_published(state, network, options).to(memory_format=layout)
+    x = tensors["x"].contiguous(memory_format=layout).requires_grad_()
+    z = tensors["z"].requires_grad_()
     with use_backend(backend):
         y = module(x, tensors["t"], z)
         y.backward(tensors["grad_y"])
@@ -71,12 +73,13 @@ def test_golden_generators(name, backend):
     assert_close(z.grad, tensors["grad_z"], 1e-3, "grad_z")
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", DISCRIMINATORS)
-def test_golden_discriminators(name, backend):
+def test_golden_discriminators(name, backend, layout):
     network, options, state, tensors = golden(name)
-    module = load_published(state, network, options)
-    x = tensors["x"].requires_grad_()
+    module = load_published(state, network, options).to(memory_format=layout)
+    x = tensors["x"].contiguous(memory_format=layout).requires_grad_()
     with use_backend(backend):
         y = module(x, tensors["t"], tensors["x_t"])
         (grad_x,) = torch.autograd.grad(y.sum(), x, create_graph=True)

@@ -7,12 +7,20 @@ from lddgan_kernels.ops.conv3x3 import conv3x3, pack_conv3x3, uses_winograd
 
 
 class Conv3x3(nn.Conv2d):
-    """nn.Conv2d(in_channels, out_channels, 3, padding=1), plus a residual where one is given."""
+    """nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias).
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, 3, padding=1)
+    Adds a residual, and a second bias (out_channels,), where they are given.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1, bias=bias)
         self.packed = Derived(pack_conv3x3, differentiable=False)
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, residual: Tensor | None = None, more_bias: Tensor | None = None
+    ) -> Tensor:
         packed = self.packed(self.weight) if uses_winograd(x, self.weight) else None
-        return conv3x3(x, self.weight, self.bias, residual=residual, packed=packed)
+        bias = self.bias
+        if more_bias is not None:
+            bias = more_bias if bias is None else bias + more_bias
+        return conv3x3(x, self.weight, bias, residual=residual, packed=packed)

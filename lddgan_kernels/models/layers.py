@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lddgan_kernels.models.conv3x3 import Conv3x3
 from lddgan_kernels.ops import (
     ada_group_norm,
     downsample2d,
@@ -63,9 +64,12 @@ def conv2d(
     With a stride it pads nothing: what comes before it does.
     """
     padding = kernel_size // 2 if stride == 1 else 0
-    layer = nn.Conv2d(
-        in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=bias
-    )
+    if kernel_size == 3 and stride == groups == 1:
+        layer: nn.Conv2d = Conv3x3(in_channels, out_channels, bias)
+    else:
+        layer = nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=bias
+        )
     uniform_(layer.weight, scale)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
@@ -299,10 +303,8 @@ class Block(nn.Module):
         h = ada_group_norm(h, mine.scale1, mine.shift1, self.groups[1], bias=mine.bias)
         if self.dropout:
             h = F.dropout(h, self.dropout, self.training)
-        bias = bias_of(self.conv1)
-        if self.shortcut is not None:
-            bias = bias + bias_of(self.shortcut)
-        return merge(x, F.conv2d(h, self.conv1.weight, bias, padding=1), self.rescale)
+        shortcut_bias = None if self.shortcut is None else self.shortcut.bias
+        return merge(x, self.conv1(h, more_bias=shortcut_bias), self.rescale)
 
 
 class ResBlock(Block):
