@@ -8,7 +8,7 @@
 
 namespace lddgan {
 
-constexpr int64_t kCodeBlock = 32;  // codes scanned before the running minimum is updated
+constexpr int64_t kCodeBlock = 32;  // codes that are scanned or passed over together
 constexpr int64_t kPixelTile = 64;  // at most this many pixels are scanned together
 
 struct NearestCodeArgs {
@@ -25,14 +25,16 @@ struct NearestCodeArgs {
   Dtype dtype;
 };
 
-static inline int64_t padded_codes(int64_t codes) {
-  return (codes + kCodeBlock - 1) / kCodeBlock * kCodeBlock;
-}
+static inline int64_t code_blocks(int64_t codes) { return (codes + kCodeBlock - 1) / kCodeBlock; }
 
-// Floats: the centre, the codes twice (as scanned, and transposed), and the tiles of vectors.
+// In units of 4 bytes. Of the codes: their centre, the codes twice (as scanned, and transposed),
+// their order, the bounds of each block. Of the pixels: their order, and the tiles of vectors. And
+// what sorting needs besides.
 static inline int64_t nearest_code_workspace(int64_t pixels, int64_t depth, int64_t codes) {
+  int64_t blocks = code_blocks(codes), padded = blocks * kCodeBlock;
   int64_t tiles = (pixels + kPixelTile - 1) / kPixelTile;
-  return depth + padded_codes(codes) * (2 * depth + 1) + tiles * kPixelTile * depth;
+  int64_t of_codes = depth + padded * (2 * depth + 2) + 2 * depth * (blocks + kPixelTile);
+  return of_codes + tiles * kPixelTile * (depth + 1) + 3 * (pixels + codes);
 }
 
 }  // namespace lddgan
