@@ -1,4 +1,4 @@
-"""`python -m benchmarks NAME...`: the files of this folder without a leading `_`, or `all`."""
+"""`python -m benchmarks NAME...`: a file of this folder without leading `_`, `test_`; or `all`."""
 
 import argparse
 import importlib
@@ -9,7 +9,8 @@ from benchmarks import _harness
 
 
 def names() -> list[str]:
-    return sorted(m.name for m in pkgutil.iter_modules(benchmarks.__path__) if m.name[0] != "_")
+    found = (m.name for m in pkgutil.iter_modules(benchmarks.__path__))
+    return sorted(name for name in found if not name.startswith(("_", "test_")))
 
 
 def main() -> None:
