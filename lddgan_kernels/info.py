@@ -1,20 +1,36 @@
-"""`python -m lddgan_kernels.info`: versions, which backends run each op here, what is missing."""
+"""`python -m lddgan_kernels.info`: versions, which backends run each op here, what is missing.
 
+With `--model PRESET`: what that preset's networks cost, beside the paper's figures.
+"""
+
+import argparse
 import importlib
 import importlib.util
 import pkgutil
 import platform
+import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
 from lddgan_kernels import __version__, _backend, _extension, ops
+from lddgan_kernels.trainer.model_report import model_report
 
 
-def main() -> None:
-    """Prints the report."""
-    for line in (*_versions(), "", *_extension_lines(), "", *_table()):
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the report; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m lddgan_kernels.info", description=__doc__)
+    parser.add_argument("--model", metavar="PRESET", help="a preset, or a .toml configuration")
+    model = parser.parse_args(arguments).model
+    try:
+        lines = model_report(model) if model else [*_versions(), "", *_extension_lines()]
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    for line in lines if model else (*lines, "", *_table()):
         print(line)
+    return 0
 
 
 def _versions() -> list[str]:
@@ -87,4 +103,4 @@ def _cell(op: str, backend: str, kernels: tuple[str, ...], reasons: dict[str, st
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,7 +6,7 @@ from lddgan_kernels import _backend, _extension, info, ops
 
 
 def test_every_op_and_backend_is_listed(capsys):
-    info.main()
+    info.main([])
     out = capsys.readouterr().out
     assert torch.__version__ in out
     rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.strip()}
@@ -19,9 +19,20 @@ def test_every_op_and_backend_is_listed(capsys):
 def test_a_missing_extension_is_explained(capsys, monkeypatch):
     monkeypatch.setattr(_extension, "_C", None)
     monkeypatch.setattr(_extension, "_error", "undefined symbol: _ZN3c10")
-    info.main()
+    info.main([])
     out = capsys.readouterr().out
     assert "undefined symbol: _ZN3c10" in out
     assert "run `pip install" in out
     row = next(line for line in out.splitlines() if line.startswith("residual_scale"))
     assert row.split()[1 + _backend.BACKENDS.index("cpu")] == "no"
+
+
+def test_a_model_is_shown_beside_the_paper(capsys):
+    assert info.main(["--model", "celebahq256"]) == 0
+    out = capsys.readouterr().out
+    assert "48.4 M there, 48.4 M here" in out
+    assert "7.05 in its Table 2, 27.3 in its code, 26.93 here" in out
+    assert "DISAGREES: Table 2 seems to have CelebA-HQ and LSUN Church swapped" in out
+    assert "335 in its code, 292 here" in out
+    assert info.main(["--model", "celebahq"]) == 1
+    assert "celebahq256" in capsys.readouterr().err

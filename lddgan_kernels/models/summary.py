@@ -5,6 +5,7 @@ seconds and no memory.
 """
 
 import math
+import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ from torch.utils._pytree import tree_leaves
 from lddgan_kernels._backend import use_backend
 
 CONVOLUTIONS = (F.conv2d, F.conv_transpose2d)
+# These count for the block that they are in.
+LAYERS = (nn.Conv2d, nn.Linear, nn.ModuleList, nn.Sequential)
 
 
 class Row(NamedTuple):
@@ -74,7 +77,9 @@ def summarize(
     Multiplications are counted in the reference composition; memory is that of the backend that
     would run.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True):
+        # What is derived from a weight is kept by its address, which fakes lack.
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
         module = build().eval()
         inputs = [
             torch.zeros(shape, dtype=torch.int64 if len(shape) == 1 else torch.float32)
@@ -83,8 +88,10 @@ def summarize(
         call = getattr(module, method)
         with use_backend("reference"), _Products(module) as products:
             call(*inputs)
-        with torch.no_grad(), _Live(inputs) as live:
-            call(*inputs)
+        with torch.no_grad():
+            call(*inputs)  # what is derived from weights is made, once
+            with _Live(inputs) as live:
+                call(*inputs)
         kept = _kept_bytes(module, lambda: call(*inputs))
     rows = products.rows()
     return Summary(
@@ -140,7 +147,7 @@ class _Products(TorchFunctionMode):
         return output
 
     def rows(self) -> list[Row]:
-        """One a block: what PyTorch's own layers multiply counts for the module around them."""
+        """One a block, in the order of execution, and one of what is left."""
         macs: dict[str, int] = {}
         for part, count in self.macs.items():
             macs[self._block(part)] = macs.get(self._block(part), 0) + count
@@ -161,7 +168,7 @@ class _Products(TorchFunctionMode):
 
     def _block(self, part: nn.Module) -> str:
         name = self.names[part]
-        while type(part).__module__.startswith("torch.nn") and "." in name:
+        while isinstance(part, LAYERS) and "." in name:
             name = name.rpartition(".")[0]
             part = self.module.get_submodule(name)
         return name

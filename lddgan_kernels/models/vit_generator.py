@@ -75,7 +75,7 @@ class ViTConfig:
 def _linear(in_features: int, out_features: int) -> nn.Linear:
     """A linear layer with the usual initialisation of transformers."""
     layer = nn.Linear(in_features, out_features)
-    nn.init.trunc_normal_(layer.weight, std=0.02)
+    nn.init.normal_(layer.weight, std=0.02)
     nn.init.zeros_(layer.bias)
     return layer
 
@@ -131,7 +131,7 @@ class ViTGenerator(nn.Module):
         width, patch_width = config.width, config.channels * config.patch_size**2
         self.embed = _linear(patch_width, width)
         self.positions = nn.Parameter(torch.empty(1, 1 + config.tokens, width))
-        nn.init.trunc_normal_(self.positions, std=0.02)
+        nn.init.normal_(self.positions, std=0.02)
         half = config.depth // 2
         self.blocks = nn.ModuleList(ViTBlock(config, i > half) for i in range(config.depth))
         self.predict = _linear(width, patch_width)
