@@ -185,7 +185,7 @@ def _macs(func: Any, args: Any, output: Any) -> int:
     if func is F.linear:
         return args[0].numel() // args[0].shape[-1] * args[1].numel()
     if func is F.scaled_dot_product_attention:
-        q, k, v = args[:3]
+        q, k = args[:2]
         return q.numel() * k.shape[-2] + k.shape[-2] * output.numel()
     return 0
 

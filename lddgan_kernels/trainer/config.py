@@ -90,8 +90,10 @@ class Diffusion:
 class GeneratorModel:
     """The generator; its channels and resolution follow from the codec."""
 
-    kind: Literal["ncsnpp", "wavelet"] = "ncsnpp"
-    """NCSN++ with FIR resampling, or WDDGAN's with wavelets."""
+    kind: Literal["ncsnpp", "wavelet", "vit"] = "ncsnpp"
+    """NCSN++ with FIR resampling, WDDGAN's with wavelets, or the transformer of [vit]."""
+    patch_size: Count = 1
+    """Patches of this side become channels, or the transformer's tokens."""
     base_channels: Count = 128
     """Width of the finest level."""
     channel_multipliers: tuple[Count, ...] = (1, 2, 2)
@@ -110,6 +112,21 @@ class GeneratorModel:
     """In the residual blocks."""
     tanh_out: bool = True
     """Whether the output passes a tanh."""
+
+
+@dataclass(frozen=True)
+class ViTModel:
+    """The generator of kind "vit"; of the generator's fields it uses patch_size, z_dim, mapping_*
+    and tanh_out."""
+
+    width: Count = 512
+    """Channels of a token."""
+    depth: Count = 5
+    """Blocks; odd."""
+    num_heads: Count = 8
+    """Heads of attention."""
+    mlp_width: Count = 1920
+    """Hidden width of the blocks' second halves."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +210,7 @@ class Config:
     autoencoder_training: AutoencoderTraining = field(default_factory=AutoencoderTraining)
     diffusion: Diffusion = field(default_factory=Diffusion)
     generator: GeneratorModel = field(default_factory=GeneratorModel)
+    vit: ViTModel = field(default_factory=ViTModel)
     discriminator: DiscriminatorModel = field(default_factory=DiscriminatorModel)
     gan: GanTraining = field(default_factory=GanTraining)
     log: Log = field(default_factory=Log)

@@ -13,11 +13,16 @@ from lddgan_kernels.models import (
     DiscriminatorConfig,
     Generator,
     GeneratorConfig,
+    ViTConfig,
+    ViTGenerator,
     WaveletGenerator,
 )
 from lddgan_kernels.trainer import config_file
 from lddgan_kernels.trainer.codec import AutoencoderCodec, Codec, HaarCodec, PixelCodec
 from lddgan_kernels.trainer.config import Config
+
+# What a transformer takes of the generator's options.
+VIT_OPTIONS = ("patch_size", "z_dim", "mapping_layers", "mapping_width", "tanh_out")
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -63,12 +68,14 @@ def autoencoder_config(config: Config) -> AutoencoderConfig:
     )
 
 
-def generator_config(config: Config) -> GeneratorConfig:
+def generator_config(config: Config) -> GeneratorConfig | ViTConfig:
     """The generator's structure."""
     channels, resolution, _ = latent_shape(config)
     options = asdict(config.generator)
-    del options["kind"]
-    return GeneratorConfig(channels=channels, resolution=resolution, **options)
+    if options.pop("kind") == "vit":
+        shared = {name: options[name] for name in VIT_OPTIONS}
+        return ViTConfig(channels, resolution, **shared, **asdict(config.vit))
+    return GeneratorConfig(channels, resolution, **options)
 
 
 def discriminator_config(config: Config) -> DiscriminatorConfig:
@@ -78,8 +85,10 @@ def discriminator_config(config: Config) -> DiscriminatorConfig:
 
 def build_generator(config: Config) -> nn.Module:
     """A new generator."""
-    kind = WaveletGenerator if config.generator.kind == "wavelet" else Generator
-    return kind(generator_config(config))
+    structure = generator_config(config)
+    if isinstance(structure, ViTConfig):
+        return ViTGenerator(structure)
+    return (WaveletGenerator if config.generator.kind == "wavelet" else Generator)(structure)
 
 
 def build_discriminator(config: Config) -> nn.Module:

@@ -46,11 +46,14 @@ def test_memory_of_a_chain():
     assert found.peak_bytes == 3 * 4000  # x, and what a step reads and writes
 
 
-@pytest.mark.parametrize("channels, resolution, multipliers, attention, millions, giga", [
-    (4, 16, (1, 2, 2), (), 33.3, 1.67),
-    (3, 64, (1, 2, 2, 2), (16,), 48.4, 27.3),
-    (4, 32, (1, 2, 2, 2), (16,), 48.4, 7.05),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("channels", "resolution", "multipliers", "attention", "millions", "giga"),
+    [
+        (4, 16, (1, 2, 2), (), 33.3, 1.67),
+        (3, 64, (1, 2, 2, 2), (16,), 48.4, 27.3),
+        (4, 32, (1, 2, 2, 2), (16,), 48.4, 7.05),
+    ],
+)
 def test_generators_of_the_paper(channels, resolution, multipliers, attention, millions, giga):
     config = GeneratorConfig(
         channels, resolution, channel_multipliers=multipliers, attention_resolutions=attention
