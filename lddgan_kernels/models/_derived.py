@@ -36,6 +36,8 @@ class Derived:
             return self.make(weight)
         key = (weight.data_ptr(), weight._version, weight.dtype, weight.device, weight.stride())
         if self._value is None or key != self._key:
+            if weight.is_cuda and torch.cuda.is_current_stream_capturing():
+                return self.make(weight)  # computed only once the graph is replayed
             with torch.inference_mode(False), torch.no_grad():
                 self._value = self.make(weight)
             # Holding the storage keeps its address from being given to another weight.

@@ -17,6 +17,9 @@ from lddgan_kernels.models.autoencoder_layers import (
 )
 from lddgan_kernels.models.quantizer import VectorQuantizer
 
+# Output pixels decoded at a time where no gradient is asked: 16 images of 256 px, 1 GB in float32.
+CHUNK_PIXELS = 2**20
+
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
@@ -234,6 +237,8 @@ class Autoencoder(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         """Images of about [-1, 1] of unscaled latents (N, latent_channels, h, w), quantised first.
 
+        Without gradients a large batch goes through in chunks, so that memory stays bounded.
+
         Raises:
             ValueError: `z` has another number of channels.
         """
@@ -242,6 +247,12 @@ class Autoencoder(nn.Module):
                 f"Autoencoder: z must be (N, {self.config.latent_channels}, h, w), "
                 f"got {tuple(z.shape)}"
             )
+        limit = max(1, CHUNK_PIXELS // (self.config.factor**2 * z.shape[2] * z.shape[3]))
+        if torch.is_grad_enabled() or z.shape[0] <= limit:
+            return self._decode(z)
+        return torch.cat([self._decode(chunk) for chunk in z.split(limit)])
+
+    def _decode(self, z: Tensor) -> Tensor:
         if self.quantizer is not None:
             z = self.quantizer(z)[0]
         return self.decoder(self.post_quant_conv(z))

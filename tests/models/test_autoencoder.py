@@ -166,6 +166,19 @@ def test_bad_input():
         module.decode(torch.zeros(1, 4, 8, 8))
 
 
+def test_large_batches_are_decoded_in_chunks(monkeypatch):
+    module = Autoencoder(VQ).eval()
+    z = torch.randn(5, 3, 8, 8)
+    sizes = []
+    module.decoder.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
+    monkeypatch.setattr("lddgan_kernels.models.autoencoder.CHUNK_PIXELS", 2 * 16 * 16 + 1)
+    with torch.no_grad():
+        chunked = module.decode(z)
+    whole = module.decode(z)
+    assert sizes == [2, 2, 1, 5]
+    torch.testing.assert_close(chunked, whole)
+
+
 def test_state_is_saved_whole(tmp_path):
     module = Autoencoder(KL)
     module.latent_scale.fill_(7.0)
