@@ -28,14 +28,15 @@ static Isa detect() {
     best = Isa::kAvx2;
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-      best = Isa::kAvx512;
+      best = __builtin_cpu_supports("avx512bf16") ? Isa::kAvx512Bf16 : Isa::kAvx512;
     }
   }
 #endif
   const char* name = std::getenv("LDDGAN_CPU_ISA");
   std::string wanted = name ? name : "";
   if (wanted == "baseline") return Isa::kBaseline;
-  if (wanted == "avx2" && best == Isa::kAvx512) return Isa::kAvx2;
+  if (wanted == "avx2" && best >= Isa::kAvx2) return Isa::kAvx2;
+  if (wanted == "avx512" && best >= Isa::kAvx512) return Isa::kAvx512;
   return best;
 }
 
@@ -46,6 +47,8 @@ Isa cpu_isa() {
 
 const char* cpu_isa_name() {
   switch (cpu_isa()) {
+    case Isa::kAvx512Bf16:
+      return "avx512bf16";
     case Isa::kAvx512:
       return "avx512";
     case Isa::kAvx2:

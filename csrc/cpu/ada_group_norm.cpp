@@ -62,53 +62,101 @@ LDDGAN_INLINE Vec activate(Vec u) {
 // How far apart the vectors are that the pivot is taken from.
 constexpr int64_t kPivotStep = 4096;
 
-template <typename T, bool kSilu>
+// What the second pass needs of one group's channels.
+struct ChannelArrays {
+  float* q;     // pivot - bias
+  float* gain;  // scale * rstd
+  float* add;   // shift - delta * gain
+};
+
+// The first pass over a group of the contiguous layout; scale, shift and bias are sample n's.
+template <typename T>
+void group_statistics(const AdaGroupNormArgs& a, int64_t item, const float* scale,
+                      const float* shift, const float* bias, ChannelArrays to) {
+  const int64_t size = (a.channels1 + a.channels2) / a.groups, pixels = a.pixels;
+  const int64_t n = item / a.groups, first = item % a.groups * size;
+  Vec sample = {};
+  int64_t sampled = 0;
+  for (int64_t c = first; c < first + size; ++c) {
+    const T* x = channel_row<const T>(a.x, a.x2, a, n, c);
+    for (int64_t i = 0; i < pixels; i += kPivotStep) {
+      int count = pixels - i < kWidth ? int(pixels - i) : kWidth;
+      Vec v = count == kWidth ? load(x + i) : load_tail(x + i, count);
+      sample += keep_first(v + bias[c], count);
+      sampled += count;
+    }
+  }
+  const float pivot = sum(sample) / float(sampled);
+  Moments m;
+  if (a.bias.data == nullptr && (first >= a.channels1 || first + size <= a.channels1)) {
+    m.add_row(channel_row<const T>(a.x, a.x2, a, n, first), size * pixels, pivot);
+  } else {
+    for (int64_t c = first; c < first + size; ++c) {
+      m.add_row(channel_row<const T>(a.x, a.x2, a, n, c), pixels, pivot - bias[c]);
+    }
+  }
+  m.flush();
+  const Norm norm =
+      finish(sum(m.total + m.lost), sum(m.total_squares + m.lost_squares), size * pixels, a.eps);
+  a.mean[item] = pivot + norm.delta;
+  a.rstd[item] = norm.rstd;
+  for (int64_t i = 0; i < size; ++i) {
+    const float gain = scale[first + i] * norm.rstd;
+    to.q[i] = pivot - bias[first + i];
+    to.gain[i] = gain;
+    to.add[i] = shift[first + i] - norm.delta * gain;
+  }
+}
+
+template <typename T, bool kSilu, bool kStream>
+void group_output(const AdaGroupNormArgs& a, int64_t item, ChannelArrays from) {
+  const int64_t size = (a.channels1 + a.channels2) / a.groups, pixels = a.pixels;
+  const int64_t n = item / a.groups, first = item % a.groups * size;
+  T* y = static_cast<T*>(a.out) + item * size * pixels;
+  for (int64_t c = 0; c < size; ++c, y += pixels) {
+    const T* x = channel_row<const T>(a.x, a.x2, a, n, first + c);
+    const Vec q = broadcast(from.q[c]), gain = broadcast(from.gain[c]),
+              add = broadcast(from.add[c]);
+    for_vectors(pixels, [&](int64_t i, auto lanes) {
+      // The group after the next, which the first pass meets next.
+      __builtin_prefetch(x + i + 2 * size * pixels, 0, 2);
+      __builtin_prefetch(y + i + 512, 1, 3);
+      Vec value = activate<T, kSilu>((load(x + i, lanes) - q) * gain + add);
+      if constexpr (kStream) {
+        store_stream(y + i, value);
+      } else {
+        store(y + i, value, lanes);
+      }
+    });
+  }
+  if (kStream) stream_fence();
+}
+
+template <typename T, bool kSilu, bool kStream>
 void forward_contiguous(const AdaGroupNormArgs& a, int64_t begin, int64_t end) {
-  const int64_t channels = a.channels1 + a.channels2, pixels = a.pixels;
-  const int64_t size = channels / a.groups;
-  Workspace workspace(3 * Workspace::padded(channels));
+  const int64_t channels = a.channels1 + a.channels2, size = channels / a.groups;
+  Workspace workspace(3 * Workspace::padded(channels) + 6 * Workspace::padded(size));
   float* scale = workspace.take(channels);
   float* shift = workspace.take(channels);
   float* bias = workspace.take(channels);
-  T* out = static_cast<T*>(a.out);
-  for (int64_t item = begin; item < end; ++item) {
-    const int64_t n = item / a.groups, first = item % a.groups * size;
-    if (item == begin || first == 0) {
+  ChannelArrays arrays[2];
+  for (auto& array : arrays) {
+    array = {workspace.take(size), workspace.take(size), workspace.take(size)};
+  }
+  auto statistics = [&](int64_t item) {
+    if (item == begin || item % a.groups == 0) {
+      const int64_t n = item / a.groups;
       read_row(a.scale, n, 0, channels, scale);
       read_row(a.shift, n, 0, channels, shift);
       read_bias(a, n, 0, channels, bias);
     }
-    Vec sample = {};
-    int64_t sampled = 0;
-    for (int64_t c = first; c < first + size; ++c) {
-      const T* x = channel_row<const T>(a.x, a.x2, a, n, c);
-      for (int64_t i = 0; i < pixels; i += kPivotStep) {
-        int count = pixels - i < kWidth ? int(pixels - i) : kWidth;
-        Vec v = count == kWidth ? load(x + i) : load_tail(x + i, count);
-        sample += keep_first(v + bias[c], count);
-        sampled += count;
-      }
-    }
-    const float pivot = sum(sample) / float(sampled);
-    Moments m;
-    for (int64_t c = first; c < first + size; ++c) {
-      m.add_row(channel_row<const T>(a.x, a.x2, a, n, c), pixels, pivot - bias[c]);
-    }
-    m.flush();
-    const Norm norm =
-        finish(sum(m.total + m.lost), sum(m.total_squares + m.lost_squares), size * pixels, a.eps);
-    a.mean[item] = pivot + norm.delta;
-    a.rstd[item] = norm.rstd;
-    for (int64_t c = first; c < first + size; ++c) {
-      const T* x = channel_row<const T>(a.x, a.x2, a, n, c);
-      T* y = out + (n * channels + c) * pixels;
-      const float gain = scale[c] * norm.rstd;
-      const Vec q = broadcast(pivot - bias[c]), g = broadcast(gain),
-                b = broadcast(shift[c] - norm.delta * gain);
-      for_vectors(pixels, [&](int64_t i, auto lanes) {
-        store(y + i, activate<T, kSilu>((load(x + i, lanes) - q) * g + b), lanes);
-      });
-    }
+    group_statistics<T>(a, item, scale, shift, bias, arrays[item % 2]);
+  };
+  // One group ahead, so that the second pass need not wait for the root and the division.
+  statistics(begin);
+  for (int64_t item = begin; item < end; ++item) {
+    if (item + 1 < end) statistics(item + 1);
+    group_output<T, kSilu, kStream>(a, item, arrays[item % 2]);
   }
 }
 
@@ -216,8 +264,12 @@ void forward_channels_last(const AdaGroupNormArgs& a, int64_t block, int64_t beg
       for (int k = 0; k < num_parts; ++k) {
         const T* x = sources[parts[k].second] + parts[k].offset + r * parts[k].stride;
         T* y = out + r * channels + parts[k].channel;
+        // From here to the same place of the next work item.
+        const int64_t ahead = blocks > 1 ? block : parts[k].stride * pixels;
         const int64_t from = parts[k].channel - first;
         for_vectors(parts[k].count, [&](int64_t i, auto lanes) {
+          __builtin_prefetch(x + i + ahead, 0, 2);
+          __builtin_prefetch(y + i + 512, 1, 3);
           Vec u = (load(x + i, lanes) - load(q + from + i)) * load(gain + from + i) +
                   load(shift + from + i);
           store(y + i, activate<T, kSilu>(u), lanes);
@@ -231,8 +283,16 @@ template <typename T, bool kSilu>
 void forward(const AdaGroupNormArgs& a) {
   const int64_t channels = a.channels1 + a.channels2;
   if (!a.channels_last) {
+    const bool stream = worth_streaming(2 * a.samples * channels * a.pixels * int64_t(sizeof(T))) &&
+                        a.pixels % 32 == 0 && reinterpret_cast<uintptr_t>(a.out) % 64 == 0;
     parallel_for(a.samples * a.groups, grain(channels / a.groups * a.pixels),
-                 [&](int64_t begin, int64_t end) { forward_contiguous<T, kSilu>(a, begin, end); });
+                 [&](int64_t begin, int64_t end) {
+                   if (stream) {
+                     forward_contiguous<T, kSilu, true>(a, begin, end);
+                   } else {
+                     forward_contiguous<T, kSilu, false>(a, begin, end);
+                   }
+                 });
     return;
   }
   const int64_t block = block_channels(a, sizeof(T), 1 << 24);

@@ -14,7 +14,7 @@ LDDGAN_INLINE Vec gradient_of_activation(Vec u, Vec grad) {
   return grad * (s * (u - u * s) + s);
 }
 
-template <typename T, bool kSilu>
+template <typename T, bool kSilu, bool kBias>
 void backward_contiguous(const AdaGroupNormBackwardArgs& b, int64_t begin, int64_t end) {
   const AdaGroupNormArgs& a = b.forward;
   const int64_t channels = a.channels1 + a.channels2, pixels = a.pixels;
@@ -60,8 +60,12 @@ void backward_contiguous(const AdaGroupNormBackwardArgs& b, int64_t begin, int64
           sum_v += value;
           sum_vd += value * d;
         });
-        add_part(total_v, lost_v, sum_v);
-        add_part(total_vd, lost_vd, sum_vd);
+        if (part == 0) {
+          total_v = sum_v, total_vd = sum_vd;
+        } else {
+          add_part(total_v, lost_v, sum_v);
+          add_part(total_vd, lost_vd, sum_vd);
+        }
       }
       grad_shift[c - first] = sum(total_v + lost_v);
       grad_scale[c - first] = sum(total_vd + lost_vd) * rstd;
@@ -69,6 +73,7 @@ void backward_contiguous(const AdaGroupNormBackwardArgs& b, int64_t begin, int64
       k2 += scale[c] * grad_scale[c - first];
     }
     const float count = float(size * pixels);
+    const T* g = static_cast<const T*>(b.grad_out) + item * size * pixels;
     const Vec mean1 = broadcast(k1 / count * rstd), mean2 = broadcast(k2 / count * rstd * rstd);
     for (int64_t c = first; c < first + size; ++c) {
       const T* x = channel_row<const T>(a.x, a.x2, a, n, c);
@@ -81,18 +86,21 @@ void backward_contiguous(const AdaGroupNormBackwardArgs& b, int64_t begin, int64
         const int64_t rest = pixels - part;
         for_vectors(rest < kPart * kWidth ? rest : kPart * kWidth, [&](int64_t j, auto lanes) {
           const int64_t i = part + j;
+          // The next group.
+          __builtin_prefetch(x + i + size * pixels, 0, 2);
+          __builtin_prefetch(g + (c - first) * pixels + i + size * pixels, 0, 2);
           Vec d = load(x + i, lanes) - q;
           Vec value = load(v + i, lanes) * gain - (mean2 * d + mean1);
           store(grad_x + i, value, lanes);
-          sum_x += keep_first(value, lanes);
+          if (kBias) sum_x += keep_first(value, lanes);
         });
-        add_part(total, lost, sum_x);
+        if (kBias) add_part(total, lost, sum_x);
       }
-      grad_bias[c - first] = sum(total + lost);
+      if (kBias) grad_bias[c - first] = sum(total + lost);
     }
     write_row(grad_scale, size, b.grad_scale, b.grad_scale_dtype, n * channels + first);
     write_row(grad_shift, size, b.grad_shift, b.grad_shift_dtype, n * channels + first);
-    if (b.grad_bias != nullptr && first < a.channels1) {
+    if (kBias && first < a.channels1) {
       const int64_t count1 = a.channels1 - first < size ? a.channels1 - first : size;
       write_row(grad_bias, count1, b.grad_bias, b.grad_bias_dtype, n * a.channels1 + first);
     }
@@ -193,10 +201,15 @@ void backward_channels_last(const AdaGroupNormBackwardArgs& b, int64_t block, in
       for (int k = 0; k < num_parts; ++k) {
         const T* x = sources[parts[k].second] + parts[k].offset + r * parts[k].stride;
         T* grad_x = grads[parts[k].second] + parts[k].offset + r * parts[k].stride;
+        const T* grad_out = g + r * channels + parts[k].channel;
+        // From here to the same place of the next work item.
+        const int64_t ahead = blocks > 1 ? block : parts[k].stride * pixels;
         const float* v = kept(parts[k], r);
         const int64_t from = parts[k].channel - first;
         for_vectors(parts[k].count, [&](int64_t i, auto lanes) {
           const int64_t j = from + i;
+          __builtin_prefetch(x + i + ahead, 0, 2);
+          __builtin_prefetch(grad_out + i + ahead, 0, 2);
           Vec d = load(x + i, lanes) - load(q + j);
           Vec value = load(v + i, lanes) * load(gain + j) - (load(mean2 + j) * d + load(mean1 + j));
           store(grad_x + i, value, lanes);
@@ -222,7 +235,13 @@ void backward(const AdaGroupNormBackwardArgs& b) {
   const int64_t channels = a.channels1 + a.channels2;
   if (!a.channels_last) {
     parallel_for(a.samples * a.groups, grain(channels / a.groups * a.pixels),
-                 [&](int64_t begin, int64_t end) { backward_contiguous<T, kSilu>(b, begin, end); });
+                 [&](int64_t begin, int64_t end) {
+                   if (b.grad_bias != nullptr) {
+                     backward_contiguous<T, kSilu, true>(b, begin, end);
+                   } else {
+                     backward_contiguous<T, kSilu, false>(b, begin, end);
+                   }
+                 });
     return;
   }
   const int64_t block = block_channels(a, sizeof(T), 1 << 24);

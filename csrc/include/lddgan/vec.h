@@ -79,7 +79,9 @@ LDDGAN_INLINE Vec load(const Half* p) {
 LDDGAN_INLINE void store(float* p, Vec v) { store_raw(p, v); }
 
 LDDGAN_INLINE void store(BFloat16* p, Vec v) {
-#if defined(__AVX512F__)
+#if defined(__AVX512BF16__)
+  store_raw(p, _mm512_cvtneps_pbh((__m512)v));  // denormals to zero
+#elif defined(__AVX512F__)
   __m512i word = (__m512i)v;
   __m512i even = _mm512_and_si512(_mm512_srli_epi32(word, 16), _mm512_set1_epi32(1));
   __m512i up = _mm512_add_epi32(word, _mm512_add_epi32(even, _mm512_set1_epi32(0x7fff)));
@@ -307,34 +309,55 @@ LDDGAN_INLINE Vec exp(Vec x) {
   return (Vec)((VecI)p + exponent);
 }
 
+#if defined(__AVX512F__)
+// 2^(i/32)
+alignas(64) static const float kPowers[32] = {
+    1.0f,        1.0218972f,  1.04427373f, 1.06714046f, 1.09050775f, 1.1143868f,  1.13878858f,
+    1.1637249f,  1.18920708f, 1.21524739f, 1.24185777f, 1.26905096f, 1.29683959f, 1.32523668f,
+    1.35425556f, 1.38390994f, 1.41421354f, 1.44518077f, 1.47682619f, 1.50916445f, 1.54221082f,
+    1.5759809f,  1.61049032f, 1.64575553f, 1.68179286f, 1.71861935f, 1.75625217f, 1.79470909f,
+    1.8340081f,  1.87416768f, 1.91520655f, 1.95714414f};
+#endif
+
 // 1 / (1 + e^-x) exact enough for a result that is stored as T: relative error below 2e-7 for
 // float, 2e-4 for the 16-bit types.
 template <typename T>
 LDDGAN_INLINE Vec sigmoid_for(Vec x) {
   constexpr bool kFine = sizeof(T) == 4;
-  // e^-x = 2^n 2^r with |r| <= 1/2; x is clamped so that the sum below stays finite.
+  // e^-x = 2^n 2^r, n a multiple of `step` and |r| <= step/2, by the trick of adding
+  // 1.5 * 2^23 * step; x is clamped so that the sum below stays finite.
   x = max(x, broadcast(-87.0f));
-#if !defined(__AVX512F__)
+#if defined(__AVX512F__)
+  const Vec magic = broadcast(kFine ? 12582912.0f / 32 : 12582912.0f);
+#else
   x = min(x, broadcast(87.0f));
-#endif
   const Vec magic = broadcast(12582912.0f);
+#endif
   Vec shifted = x * -1.44269504f + magic;
   Vec n = shifted - magic;
   Vec r = x * -1.44269504f - n;
-  // Minimax polynomials of 2^r: relative error 2e-9 and 7e-5.
   Vec p;
-  if (kFine) {
-    p = (r * 1.53458122e-4f + 1.33999312e-3f) * r + 9.61848896e-3f;
-    p = (p * r + 5.55032878e-2f) * r + 0.240226469f;
-  } else {
-    p = r * 5.5171669e-2f + 0.242611122f;
-  }
-  p = (p * r + (kFine ? 0.693147206f : 0.693260985f)) * r + (kFine ? 1.0f : 0.999928074f);
 #if defined(__AVX512F__)
+  if constexpr (kFine) {
+    // 2^frac(n) from a table, times a minimax polynomial of relative error 5e-8.
+    Vec power = (Vec)_mm512_permutex2var_ps(_mm512_load_ps(kPowers), (__m512i)shifted,
+                                            _mm512_load_ps(kPowers + 16));
+    p = power * ((r * 0.240226497f + 0.69315733f) * r) + power;
+  } else {
+    p = ((r * 5.5171669e-2f + 0.242611122f) * r + 0.693260985f) * r + 0.999928074f;
+  }
   Vec d = (Vec)_mm512_scalef_ps((__m512)p, (__m512)n) + 1.0f;
   Vec y = (Vec)_mm512_rcp14_ps((__m512)d);
   return kFine ? y + y * (1.0f - d * y) : y;
 #else
+  // Minimax polynomials: relative error 2e-9 and 7e-5.
+  if constexpr (kFine) {
+    p = (r * 1.53458122e-4f + 1.33999312e-3f) * r + 9.61848896e-3f;
+    p = ((p * r + 5.55032878e-2f) * r + 0.240226469f) * r + 0.693147206f;
+    p = p * r + 1.0f;
+  } else {
+    p = ((r * 5.5171669e-2f + 0.242611122f) * r + 0.693260985f) * r + 0.999928074f;
+  }
   return 1.0f / (1.0f + (Vec)((VecU)p + ((VecU)shifted << 23)));
 #endif
 }
