@@ -1,6 +1,5 @@
 """Stage 1: one training step of the autoencoder, and what surrounds the loop."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -104,36 +103,6 @@ def initialize_codebook(model: Autoencoder, batch: Tensor) -> None:
     """Starts the codes, if there are any, from the latents of a first batch (as `batch` above)."""
     if model.quantizer is not None:
         model.quantizer.initialize(model.encode(batch))
-
-
-@torch.no_grad()
-def measure_latent_scale(
-    model: Autoencoder, batches: Iterable[Tensor], autocast: torch.dtype | None = None
-) -> float:
-    """Sets `model.latent_scale` to the largest |latent| of all images and their mirror images.
-
-    Args:
-        batches: of images as above: the whole training set.
-        autocast: as the latents will be encoded.
-
-    Raises:
-        ValueError: there is no image, or the latents are zero or not finite.
-    """
-    training = model.training
-    model.eval()
-    largest = torch.zeros_like(model.latent_scale)
-    for batch in batches:
-        with torch.autocast(batch.device.type, autocast, enabled=autocast is not None):
-            for images in (batch, batch.flip(-1)):
-                largest = torch.maximum(largest, model.encode(images).abs().max().float())
-    model.train(training)
-    if not largest > 0 or not largest.isfinite():
-        raise ValueError(
-            f"measure_latent_scale: the largest |latent| must be positive and finite, "
-            f"got {largest.item()}"
-        )
-    model.latent_scale.copy_(largest)
-    return largest.item()
 
 
 class AutoencoderStage:

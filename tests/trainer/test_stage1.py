@@ -12,7 +12,6 @@ from lddgan_kernels.trainer.stage1 import (
     autoencoder_optimizers,
     autoencoder_step,
     initialize_codebook,
-    measure_latent_scale,
 )
 from tests.models.test_autoencoder import KL, PLAIN, VQ
 from tests.models.test_lpips import random_weights
@@ -109,18 +108,6 @@ def test_lpips_takes_part_from_64_px_on():
     metrics = autoencoder_step(model, loss, optimizers, smooth_images(1, size=64), 0)
     assert metrics["lpips"] > 0
     assert all(p.grad is None for p in lpips.parameters())
-
-
-def test_latent_scale_bounds_all_latents():
-    model = Autoencoder(PLAIN)
-    batches = [smooth_images(3, 1), smooth_images(2, 1)]
-    scale = measure_latent_scale(model, batches)
-    images = torch.cat([*batches, *(batch.flip(-1) for batch in batches)])
-    largest = (model.encode(images) / model.latent_scale).abs().max()
-    torch.testing.assert_close(largest, torch.tensor(1.0))
-    assert model.latent_scale == scale
-    with pytest.raises(ValueError, match="must be positive and finite, got 0.0"):
-        measure_latent_scale(model, [])
 
 
 @pytest.mark.parametrize(
