@@ -1,6 +1,9 @@
-"""`python -m lddgan_kernels.sample`: images from a trained run.
+"""`python -m lddgan_kernels.sample`: images from a trained run, or from a published checkpoint.
 
     python -m lddgan_kernels.sample --run runs/digits --seeds 0-63 --out samples/
+    python -m lddgan_kernels.sample --published netG_1200.pth --options ddgan.json
+    python -m lddgan_kernels.sample --published netG_950.pth --options lddgan.toml \\
+        --autoencoder 16x16x4_551.ckpt --autoencoder-options autoencoder.json
 
 A seed gives the same image at any batch size.
 """
@@ -10,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import tyro
@@ -17,7 +21,8 @@ import tyro
 from lddgan_kernels.trainer import command
 from lddgan_kernels.trainer.folder import RunFolder
 from lddgan_kernels.trainer.load import load_sampler
-from lddgan_kernels.trainer.pictures import grid, save_png
+from lddgan_kernels.trainer.pictures import Sampler, grid, save_png
+from lddgan_kernels.trainer.published import published_sampler, read_options
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,16 @@ class Options:
     """The run folder."""
     checkpoint: Path | None = None
     """Or a generator.safetensors; its autoencoder lies beside it."""
+    published: Path | None = None
+    """Or a checkpoint of the published DDGAN, WDDGAN or LDDGAN code."""
+    network: Literal["NCSNpp", "WaveletNCSNpp"] = "NCSNpp"
+    """The published generator."""
+    options: Path | None = None
+    """Its published options, as .json or .toml: num_channels, ch_mult, num_timesteps, ..."""
+    autoencoder: Path | None = None
+    """The published autoencoder of an LDDGAN; the options then hold its scale_factor."""
+    autoencoder_options: Path | None = None
+    """Its published options (`model.params`), as .json or .toml: embed_dim, ddconfig, ..."""
     seeds: str = "0-63"
     """Which samples: "0-63", "7", "0-9,42"."""
     out: Path = Path("samples")
@@ -56,15 +71,38 @@ def parse_seeds(text: str) -> list[int]:
     return found
 
 
+def make_sampler(options: Options) -> Sampler:
+    """The sampler that the options name."""
+    sources = (options.run, options.checkpoint, options.published)
+    if sum(source is not None for source in sources) != 1:
+        raise ValueError("sample: one of --run, --checkpoint and --published must be given")
+    if options.run is not None:
+        return load_sampler(RunFolder(options.run).generator, options.device)
+    if options.checkpoint is not None:
+        return load_sampler(options.checkpoint, options.device)
+    assert options.published is not None
+    if options.options is None:
+        raise ValueError("sample: --options must be given with --published")
+    autoencoder = None
+    if options.autoencoder is not None:
+        if options.autoencoder_options is None:
+            raise ValueError("sample: --autoencoder-options must be given with --autoencoder")
+        autoencoder = options.autoencoder, read_options(options.autoencoder_options)
+    return published_sampler(
+        options.published,
+        options.network,
+        read_options(options.options),
+        options.device,
+        autoencoder,
+    )
+
+
 def draw(options: Options) -> None:
     """Writes the samples of `options`."""
-    if (options.run is None) == (options.checkpoint is None):
-        raise ValueError("sample: either --run or --checkpoint must be given")
     if options.batch_size < 1:
         raise ValueError(f"sample: batch_size must be positive, got {options.batch_size}")
     seeds = parse_seeds(options.seeds)
-    path = options.checkpoint or RunFolder(options.run or Path()).generator
-    sampler = load_sampler(path, options.device)
+    sampler = make_sampler(options)
     began = time.perf_counter()
     images = sampler(torch.tensor(seeds), options.batch_size)
     speed = len(seeds) / (time.perf_counter() - began)

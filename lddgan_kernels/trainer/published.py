@@ -1,0 +1,113 @@
+"""Samplers of published checkpoints: DDGAN, WDDGAN and LDDGAN."""
+
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from lddgan_kernels.interop import load_published
+from lddgan_kernels.models import Autoencoder, Generator
+from lddgan_kernels.trainer import networks
+from lddgan_kernels.trainer.config import (
+    AutoencoderModel,
+    Config,
+    Diffusion,
+    GeneratorModel,
+    Images,
+)
+from lddgan_kernels.trainer.pictures import Sampler
+
+
+def read_options(path: Path) -> dict[str, Any]:
+    """Published options from a .json or .toml file.
+
+    Raises:
+        OSError: it cannot be read. ValueError: it is neither, or holds no table.
+    """
+    parse = tomllib.loads if path.suffix == ".toml" else json.loads
+    try:
+        found = parse(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"sample: options must be .json or .toml, got {path}: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"sample: options must be a table, got {type(found).__name__} in {path}")
+    return found
+
+
+def published_sampler(
+    checkpoint: Path,
+    network: str,
+    options: Mapping[str, Any],
+    device: torch.device | str,
+    autoencoder: tuple[Path, Mapping[str, Any]] | None = None,
+) -> Sampler:
+    """The sampler of a published generator.
+
+    Args:
+        checkpoint: see `interop.load_published`.
+        network: "NCSNpp" or "WaveletNCSNpp".
+        options: its options, with `num_timesteps` (4 by default) and, beside an autoencoder,
+            `scale_factor`, by which latents are multiplied before they are decoded.
+        device: where to sample.
+        autoencoder: LDDGAN's checkpoint and options; those of a VQModelInterface have `n_embed`.
+            Without one, 12 channels are Haar bands (WDDGAN), 3 are pixels (DDGAN).
+
+    Raises:
+        As `interop.load_published`. ValueError: what is given does not fit together.
+    """
+    generator = load_published(checkpoint, network, options)
+    if not isinstance(generator, Generator):
+        raise ValueError(f"sample: network must be a generator, got {network}")
+    channels, resolution = generator.config.channels, generator.config.resolution
+    codec: Literal["autoencoder", "haar", "none"]
+    decoder, structure = None, AutoencoderModel()
+    if autoencoder is not None:
+        decoder = _load_autoencoder(*autoencoder, options)
+        own = decoder.config
+        if own.latent_channels != channels:
+            raise ValueError(
+                f"sample: the autoencoder must have latents of the generator's {channels} "
+                f"channels, got {own.latent_channels}"
+            )
+        codec, images = "autoencoder", Images(resolution * own.factor, _colours(own.image_channels))
+        names = [field.name for field in fields(AutoencoderModel)]
+        structure = AutoencoderModel(**{name: getattr(own, name) for name in names})
+    elif channels == 12:
+        codec, images = "haar", Images(2 * resolution)
+    else:
+        codec, images = "none", Images(resolution, _colours(channels))
+    config = Config(
+        codec=codec,
+        images=images,
+        autoencoder=structure,
+        diffusion=Diffusion(int(options.get("num_timesteps", 4))),
+        generator=GeneratorModel(z_dim=generator.config.z_dim),
+    )
+    if decoder is not None:
+        networks.place(decoder, device, config)
+    generator = networks.place(generator.requires_grad_(False), device, config)
+    return Sampler(config, generator, networks.build_codec(config, decoder))
+
+
+def _load_autoencoder(
+    path: Path, options: Mapping[str, Any], generator_options: Mapping[str, Any]
+) -> Autoencoder:
+    network = "VQModelInterface" if "n_embed" in options else "AutoencoderKL"
+    module = load_published(path, network, options)
+    assert isinstance(module, Autoencoder)
+    if "scale_factor" not in generator_options:
+        raise ValueError("sample: options must hold scale_factor where an autoencoder is given")
+    module.latent_scale.fill_(float(generator_options["scale_factor"]))
+    return module
+
+
+def _colours(channels: int) -> Any:
+    if channels not in (1, 3):
+        raise ValueError(
+            f"sample: images have 1 or 3 channels, got {channels}: latents need --autoencoder"
+        )
+    return channels
