@@ -8,6 +8,7 @@
 A seed gives the same image at any batch size.
 """
 
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -60,14 +61,12 @@ class Options:
 def parse_seeds(text: str) -> list[int]:
     """ "0-2,7" -> [0, 1, 2, 7]."""
     found: list[int] = []
-    try:
-        for part in text.split(","):
-            first, _, last = part.strip().partition("-")
-            found += range(int(first), int(last or first) + 1)
-    except ValueError:
-        found = []
-    if not found:
-        raise ValueError(f'sample: seeds must be like "0-63" or "1,5,7", got {text!r}')
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        seeds = range(int(match[1]), int(match[2] or match[1]) + 1) if match else range(0)
+        if not seeds:
+            raise ValueError(f'sample: seeds must be like "0-63" or "1,5,7", got {text!r}')
+        found += seeds
     return found
 
 

@@ -5,14 +5,14 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Lets `write` make a file that takes the name `path` once it is whole and on the disk.
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Lets `write` fill a file that takes the name `path` once it is whole and on the disk.
 
     Raises:
         OSError: it could not be written, such as on a full disk; what `path` held before stays.
@@ -20,21 +20,21 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        with open(temporary, "rb") as file:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+    except OSError as error:
         temporary.unlink(missing_ok=True)
-        full = getattr(error, "errno", None) == errno.ENOSPC or "file write failed" in str(error)
-        reason = "no space left on the disk" if full else error
+        reason = "no space left on the disk" if error.errno == errno.ENOSPC else error
         kept = "; the file there before is kept" if path.exists() else ""
         raise OSError(f"checkpoint: {path} could not be written: {reason}{kept}") from error
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
     """Writes a training state: nested dicts and lists of tensors, numbers and strings."""
-    write_atomically(path, lambda temporary: torch.save(dict(state), temporary))
+    write_atomically(path, lambda file: torch.save(dict(state), file))
 
 
 def load_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -53,11 +53,11 @@ def load_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]
 
 def save_weights(path: Path, module: nn.Module, facts: Mapping[str, Any]) -> None:
     """Writes a module's weights as safetensors, `facts` (JSON values) in its metadata."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors = {name: value.contiguous() for name, value in module.state_dict().items()}
     metadata = {name: json.dumps(value) for name, value in facts.items()}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
+    write_atomically(path, lambda file: file.write(save(tensors, metadata)))
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -48,10 +48,8 @@ def parse(command: str, about: str, arguments: Sequence[str] | None) -> tuple[Op
     if given.resume and given.preset is None and (out / "config.toml").exists():
         source = str(out / "config.toml")
     default = Options(config=config_file.load(source), preset=preset)
-    options = tyro.cli(
-        Options, prog=f"python -m lddgan_kernels.{command}", description=about,
-        default=default, args=arguments, config=(tyro.conf.FlagConversionOff,)
-    )  # fmt: skip
+    program = f"python -m lddgan_kernels.{command}"
+    options = tyro.cli(Options, prog=program, description=about, default=default, args=arguments)
     return options, out
 
 

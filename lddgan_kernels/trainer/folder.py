@@ -1,6 +1,5 @@
 """The run folder: configuration, checkpoints, and who may write into it."""
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +33,7 @@ class RunFolder:
         self.autoencoder = path / "checkpoints" / "autoencoder.safetensors"
         self.generator = path / "checkpoints" / "generator.safetensors"
         self._loaded: dict[str, Any] | None = None
+        self._saved: str | None = None
 
     def begin(self, config: Config, resume: bool) -> None:
         """Makes the folder, or goes on with the run in it.
@@ -54,6 +54,8 @@ class RunFolder:
             if self.state.exists():
                 self._loaded = checkpoint.load_state(self.state, self.device)
             return
+        if distributed.rank() > 0:
+            return
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             held = "a run" if self.config.exists() else "other files"
             hint = "; --resume continues it" if held == "a run" else ""
@@ -61,10 +63,9 @@ class RunFolder:
                 f"train: --out must be a new or empty folder, got {self.path}, which holds "
                 f"{held}{hint}"
             )
-        if distributed.rank() == 0:
-            self.samples.mkdir(parents=True, exist_ok=True)
-            self.state.parent.mkdir(exist_ok=True)
-            self.config.write_text(config_file.dump(config))
+        self.samples.mkdir(parents=True, exist_ok=True)
+        self.state.parent.mkdir(exist_ok=True)
+        self.config.write_text(config_file.dump(config))
 
     @property
     def seconds(self) -> float:
@@ -82,6 +83,7 @@ class RunFolder:
         if loaded is None or loaded["stage"] != stage.name:
             return 0
         stage.restore(loaded["state"])
+        self._loaded = None
         return loaded["step"]
 
     def save(self, stage: "Stage", step: int, log: "RunLog") -> None:
@@ -107,10 +109,5 @@ class RunFolder:
 
     def last_good(self) -> str:
         """Where training can go on from."""
-        saved = getattr(self, "_saved", None) or (str(self.state) if self.state.exists() else None)
+        saved = self._saved or (str(self.state) if self.state.exists() else None)
         return f"the last good checkpoint is {saved}" if saved else "no checkpoint was written yet"
-
-
-def free_bytes(path: Path) -> int:
-    """Free space on the disk that holds `path`."""
-    return shutil.disk_usage(path).free

@@ -63,11 +63,7 @@ def write_report(folder: RunFolder) -> None:
     parts.append(f"<h2>Configuration</h2><pre>{config}</pre>")
     title = html.escape(folder.path.resolve().name)
     page = PAGE.format(title=title, body="\n".join(parts))
-    write_atomically(folder.report, lambda temporary: _write(temporary, page))
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text)
+    write_atomically(folder.report, lambda file: file.write(page.encode()))
 
 
 def _samples(folder: Path) -> list[str]:
