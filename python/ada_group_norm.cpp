@@ -135,14 +135,15 @@ Gradients backward(const at::Tensor& grad_out, const at::Tensor& x, const Option
 std::tuple<at::Tensor, at::Tensor> forward_cpu(const at::Tensor& x, const Optional& x2,
                                                const Optional& bias, const at::Tensor& scale,
                                                const at::Tensor& shift, int64_t num_groups,
-                                               double eps, bool silu) {
+                                               double eps, bool silu, at::IntArrayRef) {
   return forward(x, x2, adjacent(bias), adjacent(scale), adjacent(shift), num_groups, eps, silu,
                  cpu::ada_group_norm_forward);
 }
 
 Gradients backward_cpu(const at::Tensor& grad_out, const at::Tensor& x, const Optional& x2,
                        const Optional& bias, const at::Tensor& scale, const at::Tensor& shift,
-                       const at::Tensor& statistics, int64_t num_groups, bool silu) {
+                       const at::Tensor& statistics, int64_t num_groups, bool silu,
+                       at::IntArrayRef) {
   return backward(grad_out, x, x2, adjacent(bias), adjacent(scale), adjacent(shift), statistics,
                   num_groups, silu, cpu::ada_group_norm_backward);
 }
@@ -155,20 +156,21 @@ using torch::autograd::variable_list;
 std::tuple<at::Tensor, at::Tensor> call_forward(const at::Tensor& x, const Optional& x2,
                                                 const Optional& bias, const at::Tensor& scale,
                                                 const at::Tensor& shift, int64_t num_groups,
-                                                double eps, bool silu) {
+                                                double eps, bool silu, at::IntArrayRef plan) {
   static auto op = c10::Dispatcher::singleton()
                        .findSchemaOrThrow(LDDGAN_NAMESPACE "::ada_group_norm_forward", "")
                        .typed<decltype(forward_cpu)>();
-  return op.call(x, x2, bias, scale, shift, num_groups, eps, silu);
+  return op.call(x, x2, bias, scale, shift, num_groups, eps, silu, plan);
 }
 
 Gradients call_backward(const at::Tensor& grad_out, const at::Tensor& x, const Optional& x2,
                         const Optional& bias, const at::Tensor& scale, const at::Tensor& shift,
-                        const at::Tensor& statistics, int64_t num_groups, bool silu) {
+                        const at::Tensor& statistics, int64_t num_groups, bool silu,
+                        at::IntArrayRef plan) {
   static auto op = c10::Dispatcher::singleton()
                        .findSchemaOrThrow(LDDGAN_NAMESPACE "::ada_group_norm_backward", "")
                        .typed<decltype(backward_cpu)>();
-  return op.call(grad_out, x, x2, bias, scale, shift, statistics, num_groups, silu);
+  return op.call(grad_out, x, x2, bias, scale, shift, statistics, num_groups, silu, plan);
 }
 
 Optional optional(const at::Tensor& x) { return x.defined() ? Optional(x) : std::nullopt; }
@@ -177,10 +179,10 @@ struct Backward : torch::autograd::Function<Backward> {
   static variable_list forward(AutogradContext*, const at::Tensor& grad_out, const at::Tensor& x,
                                const Optional& x2, const Optional& bias, const at::Tensor& scale,
                                const at::Tensor& shift, const at::Tensor& statistics,
-                               int64_t num_groups, bool silu) {
+                               int64_t num_groups, bool silu, at::IntArrayRef plan) {
     at::AutoDispatchBelowADInplaceOrView guard;
     auto [x_, x2_, bias_, scale_, shift_] =
-        call_backward(grad_out, x, x2, bias, scale, shift, statistics, num_groups, silu);
+        call_backward(grad_out, x, x2, bias, scale, shift, statistics, num_groups, silu, plan);
     return {x_, x2_, bias_, scale_, shift_};
   }
   static variable_list backward(AutogradContext*, const variable_list&) {
@@ -193,13 +195,14 @@ struct Backward : torch::autograd::Function<Backward> {
 struct Forward : torch::autograd::Function<Forward> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const Optional& x2,
                             const Optional& bias, const at::Tensor& scale, const at::Tensor& shift,
-                            int64_t num_groups, double eps, bool silu) {
+                            int64_t num_groups, double eps, bool silu, at::IntArrayRef plan) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    auto [out, statistics] = call_forward(x, x2, bias, scale, shift, num_groups, eps, silu);
+    auto [out, statistics] = call_forward(x, x2, bias, scale, shift, num_groups, eps, silu, plan);
     context->save_for_backward(
         {x, x2.value_or(at::Tensor()), bias.value_or(at::Tensor()), scale, shift, statistics});
     context->saved_data["num_groups"] = num_groups;
     context->saved_data["silu"] = silu;
+    context->saved_data["plan"] = plan.vec();
     return out;
   }
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
@@ -208,48 +211,95 @@ struct Forward : torch::autograd::Function<Forward> {
     auto layout = x.is_contiguous() ? at::MemoryFormat::Contiguous : at::MemoryFormat::ChannelsLast;
     int64_t num_groups = context->saved_data["num_groups"].toInt();
     bool silu = context->saved_data["silu"].toBool();
+    std::vector<int64_t> plan = context->saved_data["plan"].toIntVector();
     at::Tensor grad_out = grads[0].contiguous(layout);
     variable_list g;
     if (at::GradMode::is_enabled()) {
       g = Backward::apply(grad_out, x, optional(x2), optional(bias), saved[3], saved[4], saved[5],
-                          num_groups, silu);
+                          num_groups, silu, plan);
     } else {
       auto [x_, x2_, bias_, scale_, shift_] =
           call_backward(grad_out, x, optional(x2), optional(bias), saved[3], saved[4], saved[5],
-                        num_groups, silu);
+                        num_groups, silu, plan);
       g = {x_, x2_, bias_, scale_, shift_};
     }
     if (!x2.defined()) g[1] = at::Tensor();
     if (!bias.defined()) g[2] = at::Tensor();
-    g.resize(8);  // num_groups, eps, silu have none
+    g.resize(9);  // num_groups, eps, silu and plan have none
     return g;
   }
 };
 
 at::Tensor with_gradient(const at::Tensor& x, const Optional& x2, const Optional& bias,
                          const at::Tensor& scale, const at::Tensor& shift, int64_t num_groups,
-                         double eps, bool silu) {
-  return Forward::apply(x, x2, bias, scale, shift, num_groups, eps, silu);
+                         double eps, bool silu, at::IntArrayRef plan) {
+  return Forward::apply(x, x2, bias, scale, shift, num_groups, eps, silu, plan);
 }
 
 at::Tensor without_gradient(const at::Tensor& x, const Optional& x2, const Optional& bias,
                             const at::Tensor& scale, const at::Tensor& shift, int64_t num_groups,
-                            double eps, bool silu) {
-  return std::get<0>(call_forward(x, x2, bias, scale, shift, num_groups, eps, silu));
+                            double eps, bool silu, at::IntArrayRef plan) {
+  return std::get<0>(call_forward(x, x2, bias, scale, shift, num_groups, eps, silu, plan));
 }
+
+#ifdef LDDGAN_CUDA
+// `plan` is (onchip, groups, parts) of forward and of backward, from ops/_norm_plan.py.
+AdaGroupNormPlan plan_of(at::IntArrayRef plan, size_t first, const AdaGroupNormArgs& a,
+                         int64_t floats_per_group, const at::Tensor& x, at::Tensor& workspace) {
+  TORCH_CHECK(plan.size() == 6, "ada_group_norm: plan must have 6 numbers, got ", plan.size());
+  AdaGroupNormPlan p{plan[first] != 0, int(plan[first + 1]), int(plan[first + 2]), nullptr};
+  TORCH_CHECK(p.groups > 0 && a.groups % p.groups == 0 && p.parts > 0,
+              "ada_group_norm: plan does not fit ", a.groups, " groups: ", plan);
+  if (!p.onchip) {
+    workspace =
+        at::empty({a.samples * a.groups * p.parts * floats_per_group},
+                  x.options().dtype(at::kFloat).memory_format(at::MemoryFormat::Contiguous));
+    p.workspace = workspace.mutable_data_ptr<float>();
+  }
+  return p;
+}
+
+std::tuple<at::Tensor, at::Tensor> forward_on_cuda(const at::Tensor& x, const Optional& x2,
+                                                   const Optional& bias, const at::Tensor& scale,
+                                                   const at::Tensor& shift, int64_t num_groups,
+                                                   double eps, bool silu, at::IntArrayRef plan) {
+  return forward(x, x2, adjacent(bias), adjacent(scale), adjacent(shift), num_groups, eps, silu,
+                 [&](const AdaGroupNormArgs& a) {
+                   at::Tensor workspace;
+                   AdaGroupNormPlan p = plan_of(plan, 0, a, 2, x, workspace);
+                   launch([&](void* stream) { return ada_group_norm_forward_cuda(a, p, stream); },
+                          x);
+                 });
+}
+
+Gradients backward_on_cuda(const at::Tensor& grad_out, const at::Tensor& x, const Optional& x2,
+                           const Optional& bias, const at::Tensor& scale, const at::Tensor& shift,
+                           const at::Tensor& statistics, int64_t num_groups, bool silu,
+                           at::IntArrayRef plan) {
+  return backward(grad_out, x, x2, adjacent(bias), adjacent(scale), adjacent(shift), statistics,
+                  num_groups, silu, [&](const AdaGroupNormBackwardArgs& b) {
+                    const AdaGroupNormArgs& a = b.forward;
+                    int64_t per_group = 3 * (a.channels1 + a.channels2) / a.groups;
+                    at::Tensor workspace;
+                    AdaGroupNormPlan p = plan_of(plan, 3, a, per_group, x, workspace);
+                    launch([&](void* stream) { return ada_group_norm_backward_cuda(b, p, stream); },
+                           x);
+                  });
+}
+#endif
 
 TORCH_LIBRARY_FRAGMENT(lddgan, m) {
   m.def(
       "ada_group_norm(Tensor x, Tensor? x2, Tensor? bias, Tensor scale, Tensor shift, "
-      "int num_groups, float eps, bool silu) -> Tensor");
+      "int num_groups, float eps, bool silu, int[] plan=[]) -> Tensor");
   // -> out, statistics (2, N, num_groups): mean and rstd of x + bias
   m.def(
       "ada_group_norm_forward(Tensor x, Tensor? x2, Tensor? bias, Tensor scale, Tensor shift, "
-      "int num_groups, float eps, bool silu) -> (Tensor, Tensor)");
+      "int num_groups, float eps, bool silu, int[] plan=[]) -> (Tensor, Tensor)");
   // -> gradients of x, x2, bias, scale, shift
   m.def(
       "ada_group_norm_backward(Tensor grad_out, Tensor x, Tensor? x2, Tensor? bias, "
-      "Tensor scale, Tensor shift, Tensor statistics, int num_groups, bool silu) "
+      "Tensor scale, Tensor shift, Tensor statistics, int num_groups, bool silu, int[] plan=[]) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 TORCH_LIBRARY_IMPL(lddgan, Autograd, m) { m.impl("ada_group_norm", with_gradient); }
@@ -258,6 +308,13 @@ TORCH_LIBRARY_IMPL(lddgan, CPU, m) {
   m.impl("ada_group_norm_forward", forward_cpu);
   m.impl("ada_group_norm_backward", backward_cpu);
 }
+#ifdef LDDGAN_CUDA
+TORCH_LIBRARY_IMPL(lddgan, CUDA, m) {
+  m.impl("ada_group_norm", without_gradient);
+  m.impl("ada_group_norm_forward", forward_on_cuda);
+  m.impl("ada_group_norm_backward", backward_on_cuda);
+}
+#endif
 
 }  // namespace
 }  // namespace lddgan

@@ -44,16 +44,22 @@ inline bool same_layout(const at::Tensor& x, const at::Tensor& y) {
           y.is_contiguous(at::MemoryFormat::ChannelsLast));
 }
 
-// Runs a CUDA launcher on x's device and current stream.
 #ifdef LDDGAN_CUDA
-template <typename Args>
-void launch(int (*launcher)(const Args&, void*), const Args& args, const at::Tensor& x) {
+// Calls run(stream), which returns a cudaError_t, on x's device and current stream.
+template <typename Run>
+void launch(const Run& run, const at::Tensor& x) {
 #ifdef LDDGAN_EMULATE_CUDA
-  TORCH_CHECK(launcher(args, nullptr) == 0, "the emulated kernel did not launch for ", x.sizes());
+  TORCH_CHECK(run(nullptr) == 0, "the emulated kernel did not launch for ", x.sizes());
 #else
   c10::cuda::CUDAGuard guard(x.device());
-  C10_CUDA_CHECK(cudaError_t(launcher(args, c10::cuda::getCurrentCUDAStream().stream())));
+  C10_CUDA_CHECK(cudaError_t(run(c10::cuda::getCurrentCUDAStream().stream())));
 #endif
+}
+
+// The same for a launcher that takes its arguments' struct alone.
+template <typename Args>
+void launch(int (*launcher)(const Args&, void*), const Args& args, const at::Tensor& x) {
+  launch([&](void* stream) { return launcher(args, stream); }, x);
 }
 #endif
 

@@ -9,8 +9,12 @@ Statistics are taken in float32 and hold for data far from zero. Dtypes float32,
 (reference: float64). Gradient: first order, in all tensor inputs.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from lddgan_kernels import _extension
 from lddgan_kernels._backend import select
@@ -22,8 +26,9 @@ from lddgan_kernels._checks import (
     like_layout,
     memory_format,
 )
+from lddgan_kernels.ops._norm_plan import NormPlan, device_size, plan_norm
 
-KERNELS = ("cpu",)
+KERNELS = ("cuda", "triton", "cpu")
 
 
 def ada_group_norm(
@@ -67,10 +72,18 @@ def ada_group_norm(
     x = dense(x)
     if x2 is not None:
         x2 = like_layout(x2, memory_format(x))
-    # The gradient is registered in python/ada_group_norm.cpp.
-    return torch.ops.lddgan.ada_group_norm.default(
-        x, x2, bias, scale, shift, num_groups, eps, activation is not None
-    )
+    silu = activation is not None
+    if chosen == "cpu":  # its gradient is registered in python/ada_group_norm.cpp
+        return torch.ops.lddgan.ada_group_norm.default(
+            x, x2, bias, scale, shift, num_groups, eps, silu
+        )
+    plans = gpu_plans(x, x2, num_groups, chosen)
+    if chosen == "cuda":
+        numbers = [n for plan in plans for n in (plan.kind == "onchip", plan.groups, plan.parts)]
+        return torch.ops.lddgan.ada_group_norm.default(
+            x, x2, bias, scale, shift, num_groups, eps, silu, numbers
+        )
+    return _Triton.apply(x, x2, bias, scale, shift, num_groups, eps, silu, plans)
 
 
 def ada_group_norm_reference(
@@ -142,6 +155,86 @@ def _check_rows(arg: str, rows: Tensor, x: Tensor, *shapes: tuple[int, ...]) -> 
         )
 
 
+class _Triton(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        x2: Tensor | None,
+        bias: Tensor | None,
+        scale: Tensor,
+        shift: Tensor,
+        num_groups: int,
+        eps: float,
+        silu: bool,
+        plans: tuple[NormPlan, NormPlan],
+    ) -> Tensor:
+        from lddgan_kernels.triton import ada_group_norm as kernel
+
+        out, mean, rstd = kernel.forward(x, scale, shift, num_groups, eps, silu, x2, bias, plans[0])
+        ctx.save_for_backward(x, x2, bias, scale, shift, mean, rstd)
+        ctx.silu, ctx.plan = silu, plans[1]
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        from lddgan_kernels.triton import ada_group_norm as kernel
+
+        x, x2, bias, scale, shift, mean, rstd = ctx.saved_tensors
+        grad_out = like_layout(grad_out, memory_format(x))
+        grad_x, grad_x2, grad_scale, grad_shift, grad_bias = kernel.backward(
+            grad_out, x, scale, shift, mean, rstd, ctx.silu, x2, bias, ctx.plan
+        )
+        if scale.ndim == 1:
+            grad_scale = grad_scale.sum(0)
+        if shift.ndim == 1:
+            grad_shift = grad_shift.sum(0)
+        grad_bias = grad_bias if bias is None else grad_bias.to(bias.dtype)
+        grads = (grad_x, grad_x2, grad_bias, grad_scale.to(scale.dtype), grad_shift.to(shift.dtype))
+        return *grads, None, None, None, None
+
+
+def gpu_plans(
+    x: Tensor, x2: Tensor | None, num_groups: int, backend: str
+) -> tuple[NormPlan, NormPlan]:
+    """How a GPU backend ("cuda" or "triton") cuts the forward and the backward pass."""
+    n, c, h, w = x.shape
+    c += 0 if x2 is None else x2.shape[1]
+    return plan_norm(
+        (n, c // num_groups, num_groups, h * w),
+        x.element_size(),
+        not x.is_contiguous(),
+        backend,
+        device_size(x.device),
+    )
+
+
+def explain(
+    x: Tensor, num_groups: int, *, x2: Tensor | None = None, backend: str | None = None
+) -> dict[str, Any]:
+    """What `ada_group_norm` does with such an input, without running it.
+
+    Args:
+        x, num_groups, x2, backend: as for `ada_group_norm`.
+
+    Returns:
+        backend: the one chosen. forward, backward: how the work is cut (GPU backends only; see
+        `ops._norm_plan.NormPlan`). bytes_forward, bytes_backward: read and written by those plans.
+        floor_forward, floor_backward: the least possible (each tensor read or written once).
+    """
+    chosen = select("ada_group_norm", x, backend, KERNELS)
+    size = (x.numel() + (0 if x2 is None else x2.numel())) * x.element_size()
+    report: dict[str, Any] = {"backend": chosen, "floor_forward": 2 * size}
+    report["floor_backward"] = 3 * size
+    if chosen in ("cuda", "triton"):
+        forward, backward = gpu_plans(x, x2, num_groups, chosen)
+        report |= {"forward": forward, "backward": backward}
+        report["bytes_forward"] = (forward.passes + 1) * size
+        report["bytes_backward"] = (2 * backward.passes + 1) * size
+    return report
+
+
 if _extension.is_loaded():
 
     @torch.library.register_fake("lddgan::ada_group_norm")
@@ -154,6 +247,7 @@ if _extension.is_loaded():
         num_groups: int,
         eps: float,
         silu: bool,
+        plan: Sequence[int] = (),
     ) -> Tensor:
         n, c, h, w = x.shape
         if x2 is not None:
@@ -172,6 +266,7 @@ if _extension.is_loaded():
         num_groups: int,
         eps: float,
         silu: bool,
+        plan: Sequence[int] = (),
     ) -> tuple[Tensor, Tensor]:
         out = torch.ops.lddgan.ada_group_norm(x, x2, bias, scale, shift, num_groups, eps, silu)
         return out, torch.empty((2, x.shape[0], num_groups), dtype=torch.float32, device=x.device)
@@ -187,6 +282,7 @@ if _extension.is_loaded():
         statistics: Tensor,
         num_groups: int,
         silu: bool,
+        plan: Sequence[int] = (),
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         return (
             torch.empty_like(x),

@@ -16,6 +16,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <memory>
 #include <vector>
 
@@ -74,7 +75,7 @@ struct Block {
 };
 
 struct Warp {
-  Barrier barrier;
+  std::map<unsigned, Barrier> barriers;  // one for each mask in use: lanes of one warp may diverge
   uint64_t slots[32];
 };
 
@@ -139,7 +140,7 @@ inline void sync_warp(unsigned mask) {
   int threads = int(blockDim.x * blockDim.y * blockDim.z);
   int linear = int(t->index.x + blockDim.x * (t->index.y + blockDim.y * t->index.z));
   int expected = std::min(__builtin_popcount(mask), threads - linear / 32 * 32);
-  wait(t->warp->barrier, [=] { return expected; });
+  wait(t->warp->barriers[mask], [=] { return expected; });
 }
 
 template <typename T>

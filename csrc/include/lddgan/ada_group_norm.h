@@ -44,9 +44,19 @@ struct AdaGroupNormBackwardArgs {
 };
 
 #if defined(LDDGAN_CUDA)
+// How the GPU kernels cut the work: lddgan_kernels/ops/_norm_plan.py decides.
+struct AdaGroupNormPlan {
+  bool onchip;       // the tile stays in shared memory; else two kernels and a workspace
+  int groups;        // neighbouring groups of a block
+  int parts;         // pieces of the pixels; on chip, the blocks of a cluster
+  float* workspace;  // forward [samples, groups, parts, 2]; backward [3, samples, channels, parts]
+};
+
 // Launch on `stream` (a cudaStream_t); return a cudaError_t.
-int ada_group_norm_forward_cuda(const AdaGroupNormArgs& args, void* stream);
-int ada_group_norm_backward_cuda(const AdaGroupNormBackwardArgs& args, void* stream);
+int ada_group_norm_forward_cuda(const AdaGroupNormArgs& args, const AdaGroupNormPlan& plan,
+                                void* stream);
+int ada_group_norm_backward_cuda(const AdaGroupNormBackwardArgs& args, const AdaGroupNormPlan& plan,
+                                 void* stream);
 #endif
 
 }  // namespace lddgan
