@@ -55,7 +55,7 @@ def device_size(device: torch.device) -> DeviceSize:
     properties = torch.cuda.get_device_properties(device)
     return DeviceSize(
         properties.multi_processor_count,
-        properties.shared_memory_per_block_optin,
+        properties.shared_memory_per_multiprocessor - 1024,  # what CUDA keeps of it for a block
         8 if properties.major >= 9 else 1,
     )
 
