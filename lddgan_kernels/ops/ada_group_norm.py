@@ -155,6 +155,11 @@ def _check_rows(arg: str, rows: Tensor, x: Tensor, *shapes: tuple[int, ...]) -> 
         )
 
 
+def _adjacent(rows: Tensor) -> Tensor:
+    """Rows may be any slice of a matrix; only strides within a row need a copy."""
+    return rows if rows.size(-1) <= 1 or rows.stride(-1) == 1 else rows.contiguous()
+
+
 class _Triton(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -171,6 +176,8 @@ class _Triton(torch.autograd.Function):
     ) -> Tensor:
         from lddgan_kernels.triton import ada_group_norm as kernel
 
+        scale, shift = _adjacent(scale), _adjacent(shift)
+        bias = None if bias is None else _adjacent(bias)
         out, mean, rstd = kernel.forward(x, scale, shift, num_groups, eps, silu, x2, bias, plans[0])
         ctx.save_for_backward(x, x2, bias, scale, shift, mean, rstd)
         ctx.silu, ctx.plan = silu, plans[1]
