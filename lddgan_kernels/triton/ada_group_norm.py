@@ -4,83 +4,26 @@ A tile is (channels of a few neighbouring groups, positions); which of its axes 
 memory follows from the layout, and Triton orders its threads accordingly. Plans: `ops._norm_plan`.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from lddgan_kernels.triton._common import next_power_of_two, sigmoid
+from lddgan_kernels.triton._norm_tile import (
+    _channels,
+    _group_sum,
+    _offset,
+    _part_sum,
+    _read,
+    _rows,
+    _through_activation,
+    _to_channels,
+    _to_groups,
+)
 
 # Elements of a tile that a program walks over when a plan is "split".
 _SPLIT_TILE = 8192
-
-
-@triton.jit
-def _channels(first_group, GB: tl.constexpr, CPG: tl.constexpr, CB: tl.constexpr):
-    """A tile's channels (CB, 1), their mask, and which of its groups each is in (CB,)."""
-    inside = tl.arange(0, CB)
-    channel = first_group * CPG + inside
-    return channel[:, None], (inside < GB * CPG)[:, None], inside // CPG
-
-
-@triton.jit
-def _to_groups(value, group_of, GB: tl.constexpr):
-    """Sums (CB, 1) over the channels of each group: (GB,)."""
-    members = group_of[None, :] == tl.arange(0, GB)[:, None]
-    return tl.sum(tl.where(members, tl.trans(value), 0.0), axis=1)
-
-
-@triton.jit
-def _to_channels(value, group_of, GB: tl.constexpr):
-    """Gives each channel its group's value: (GB,) -> (CB, 1)."""
-    members = group_of[:, None] == tl.arange(0, GB)[None, :]
-    return tl.sum(tl.where(members, value[None, :], 0.0), axis=1)[:, None]
-
-
-@triton.jit
-def _offset(channel, position, channels, hw, CHANNELS_LAST: tl.constexpr):
-    """Where an element lies inside its sample."""
-    if CHANNELS_LAST:
-        return position * channels + channel
-    else:
-        return channel * hw + position
-
-
-@triton.jit
-def _read(
-    x_ptr, x2_ptr, bias_ptr, bias_stride, n, c1, c2, hw, channel, position, channel_mask, end,
-    CHANNELS_LAST: tl.constexpr, HAS_X2: tl.constexpr, HAS_BIAS: tl.constexpr,
-):  # fmt: skip
-    """cat(x + bias, x2) over a tile in float32, zero outside [.., end)."""
-    n = n.to(tl.int64)
-    mask = channel_mask & (position < end)
-    first = mask & (channel < c1) if HAS_X2 else mask
-    offset = _offset(channel, position, c1, hw, CHANNELS_LAST)
-    value = tl.load(x_ptr + n * c1 * hw + offset, mask=first, other=0.0).to(tl.float32)
-    if HAS_BIAS:
-        bias = tl.load(
-            bias_ptr + n * bias_stride + channel, mask=channel_mask & (channel < c1), other=0.0
-        )
-        value = tl.where(first, value + bias.to(tl.float32), 0.0)
-    if HAS_X2:
-        offset2 = _offset(channel - c1, position, c2, hw, CHANNELS_LAST)
-        second = mask & (channel >= c1)
-        value += tl.load(x2_ptr + n * c2 * hw + offset2, mask=second, other=0.0).to(tl.float32)
-    return value
-
-
-@triton.jit
-def _rows(ptr, n, stride, channel, mask):
-    """scale or shift of a tile's channels (CB, 1) in float32; stride 0 for an affine norm."""
-    return tl.load(ptr + n.to(tl.int64) * stride + channel, mask=mask, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _group_sum(value, group_of, GB: tl.constexpr):
-    """Sum of a tile over the positions and channels of each group: (GB,)."""
-    return _to_groups(tl.sum(value, axis=1)[:, None], group_of, GB)
 
 
 @triton.jit
@@ -184,16 +127,6 @@ def _moments_kernel(
 
 
 @triton.jit
-def _through_activation(x_hat, scale, shift, grad, SILU: tl.constexpr):
-    """The gradient before the activation."""
-    if SILU:
-        y = x_hat * scale + shift
-        s = sigmoid(y)
-        grad = grad * (s * (1.0 + y * (1.0 - s)))
-    return grad
-
-
-@triton.jit
 def _sums_kernel(
     x_ptr, x2_ptr, bias_ptr, scale_ptr, shift_ptr, grad_ptr, mean_ptr, rstd_ptr, sums_ptr,
     bias_stride, scale_stride, shift_stride, c1, c2, hw, num_groups, part_size, total_rows,
@@ -234,12 +167,6 @@ def _sums_kernel(
     tl.store(sums_ptr + row, sum_gx[:, None], mask=channel_mask)
     tl.store(sums_ptr + total_rows + row, sum_g[:, None], mask=channel_mask)
     tl.store(sums_ptr + 2 * total_rows + row, sum_x[:, None], mask=channel_mask)
-
-
-@triton.jit
-def _part_sum(sums_ptr, row, i, mask):
-    """Adds up the parts of one sum: (CB, 1)."""
-    return tl.sum(tl.load(sums_ptr + row + i, mask=mask, other=0.0), axis=1)[:, None]
 
 
 @triton.jit
@@ -324,7 +251,7 @@ def _backward_kernel(
             )
 
 
-def _blocks(plan: Any, cpg: int, hw: int) -> dict[str, int]:
+def _blocks(plan, cpg: int, hw: int) -> dict[str, int]:
     """The block sizes of a plan, powers of two, and the number of warps."""
     cb = next_power_of_two(plan.groups * cpg)
     pb = next_power_of_two(hw)
@@ -347,7 +274,7 @@ def forward(
     silu: bool,
     x2: Tensor | None,
     bias: Tensor | None,
-    plan: Any,
+    plan,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(out, mean, rstd): out like cat(x, x2), moments (N, num_groups) float32.
 
@@ -393,7 +320,7 @@ def backward(
     silu: bool,
     x2: Tensor | None,
     bias: Tensor | None,
-    plan: Any,
+    plan,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor | None]:
     """(grad_x, grad_x2, grad_scale, grad_shift, grad_bias); the last three (N, .) float32.
 
@@ -439,7 +366,7 @@ def backward(
     return grad_x, grad_x2, grad_scale, grad_shift, grad_bias
 
 
-def _aot(kernel: Any, groups: int, cpg: int, positions: int, warps: int, **options: Any) -> tuple:
+def _aot(kernel, groups: int, cpg: int, positions: int, warps: int, **options) -> tuple:
     """One entry of AOT: the kernel for one kind of tile."""
     float32 = ("mean_ptr", "rstd_ptr", "partial_ptr", "sums_ptr", "grad_scale_ptr",
                "grad_shift_ptr", "grad_bias_ptr")  # fmt: skip

@@ -214,7 +214,7 @@ def test_no_gradient_of_the_gradient(backend):
     rows = torch.randn(4, device=x.device)
     out = ada_group_norm(x, rows, rows, 2, backend=backend)
     (grad,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="ada_group_norm: .* differentiated again"):
+    with pytest.raises(RuntimeError, match="differentiated again|differentiate twice"):
         grad.sum().backward()
 
 
