@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
+from lddgan_kernels import _backend, _extension, ops
 from lddgan_kernels._version import __version__
 from lddgan_kernels.trainer.model_report import model_report
 
