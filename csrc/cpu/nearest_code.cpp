@@ -247,7 +247,7 @@ void scan_tile(const Codes& codes, const float* z, Scan& result) {
 template <typename T>
 int64_t search(const Codes& codes, const T* z, int64_t stride, int64_t begin, int64_t end) {
   double least = __builtin_inf();
-  int64_t index = 0;
+  int32_t index = 0;
   for (int64_t first = begin * kCodeBlock; first < end * kCodeBlock; first += kCodeBlock) {
     constexpr int kVectors = kCodeBlock / kDoubles;
     VecD distance[kVectors] = {};
@@ -260,14 +260,17 @@ int64_t search(const Codes& codes, const T* z, int64_t stride, int64_t begin, in
         distance[v] += difference * difference;
       }
     }
-    double flat[kCodeBlock];
+    VecD low = distance[0];
+    for (int v = 1; v < kVectors; ++v) low = distance[v] < low ? distance[v] : low;
+    double flat[kCodeBlock], here = low[0];
+    for (int i = 1; i < kDoubles; ++i) here = low[i] < here ? low[i] : here;
+    if (!(here <= least) || here == __builtin_inf()) continue;
+    if (here < least) index = INT32_MAX;
+    least = here;
     std::memcpy(flat, distance, sizeof(flat));
     for (int k = 0; k < kCodeBlock; ++k) {
-      bool closer = flat[k] < least || (flat[k] == least && codes.ids[first + k] < index);
-      if (closer) {
-        least = flat[k];
-        index = codes.ids[first + k];
-      }
+      int32_t id = flat[k] == least ? codes.ids[first + k] : INT32_MAX;
+      index = id < index ? id : index;
     }
   }
   return index;

@@ -21,7 +21,7 @@ from lddgan_kernels._checks import (
     memory_format,
 )
 
-KERNELS = ("cpu",)
+KERNELS = ("triton", "cpu")
 
 ACTIVATIONS = ("leaky_relu", "silu")
 SLOPE = 0.2
@@ -132,13 +132,24 @@ def _per_channel(bias: Tensor, x: Tensor) -> Tensor:
 
 
 def _forward(x: Tensor, bias: Tensor, activation: str, backend: str) -> Tensor:
-    return torch.ops.lddgan.bias_act(x, bias, activation == "silu")
+    silu = activation == "silu"
+    if backend == "triton":
+        from lddgan_kernels.triton import bias_act as kernel
+
+        return kernel.forward(x, bias.contiguous(), silu)
+    return torch.ops.lddgan.bias_act(x, bias, silu)
 
 
 def _backward(
     grad: Tensor, x: Tensor, bias: Tensor, activation: str, backend: str
 ) -> tuple[Tensor, Tensor]:
-    grad_x, grad_bias = torch.ops.lddgan.bias_act_backward(grad, x, bias, activation == "silu")
+    silu = activation == "silu"
+    if backend == "triton":
+        from lddgan_kernels.triton import bias_act as kernel
+
+        grad_x, grad_bias = kernel.backward(grad, x, bias.contiguous(), silu)
+    else:
+        grad_x, grad_bias = torch.ops.lddgan.bias_act_backward(grad, x, bias, silu)
     return grad_x, grad_bias.to(bias.dtype)
 
 

@@ -16,7 +16,7 @@ from lddgan_kernels import _extension
 from lddgan_kernels._backend import select
 from lddgan_kernels._checks import check_image, dense, fail, like_layout, memory_format
 
-KERNELS = ("cpu",)
+KERNELS = ("triton", "cpu")
 
 EPS = 1e-8
 
@@ -86,10 +86,18 @@ class _MinibatchStddev(torch.autograd.Function):
 
 
 def _forward(x: Tensor, members: int, backend: str) -> Tensor:
+    if backend == "triton":
+        from lddgan_kernels.triton import minibatch_stddev as kernel
+
+        return kernel.forward(x, members)
     return torch.ops.lddgan.minibatch_stddev(x, members)
 
 
 def _backward(grad: Tensor, x: Tensor, members: int, backend: str) -> Tensor:
+    if backend == "triton":
+        from lddgan_kernels.triton import minibatch_stddev as kernel
+
+        return kernel.backward(grad, x, members)
     return torch.ops.lddgan.minibatch_stddev_backward(grad, x, members)
 
 

@@ -24,7 +24,7 @@ from lddgan_kernels._checks import (
     memory_format,
 )
 
-KERNELS = ("cpu",)
+KERNELS = ("triton", "cpu")
 
 # Distances that the reference holds at a time.
 _BLOCK = 1 << 20
@@ -91,7 +91,12 @@ class _NearestCode(torch.autograd.Function):
 def _forward(z: Tensor, codebook: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     if backend == "reference":
         return nearest_code_reference(z, codebook)
-    return torch.ops.lddgan.nearest_code(dense(z), codebook)
+    z = dense(z)
+    if backend == "triton":
+        from lddgan_kernels.triton import nearest_code as kernel
+
+        return kernel.forward(z, codebook.contiguous())
+    return torch.ops.lddgan.nearest_code(z, codebook)
 
 
 if _extension.is_loaded():

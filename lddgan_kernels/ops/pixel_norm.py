@@ -14,7 +14,7 @@ from lddgan_kernels import _extension
 from lddgan_kernels._backend import select
 from lddgan_kernels._checks import check_float, check_tensor, fail
 
-KERNELS = ("cpu",)
+KERNELS = ("triton", "cpu")
 
 EPS = 1e-8
 
@@ -68,10 +68,18 @@ class _PixelNorm(torch.autograd.Function):
 
 
 def _forward(z: Tensor, backend: str) -> Tensor:
+    if backend == "triton":
+        from lddgan_kernels.triton import pixel_norm as kernel
+
+        return kernel.forward(z)
     return torch.ops.lddgan.pixel_norm(z)
 
 
 def _backward(grad: Tensor, z: Tensor, backend: str) -> Tensor:
+    if backend == "triton":
+        from lddgan_kernels.triton import pixel_norm as kernel
+
+        return kernel.backward(grad, z)
     return torch.ops.lddgan.pixel_norm_backward(grad, z)
 
 

@@ -2,8 +2,11 @@
 
 `tests/cuda_emulation` compiles csrc/cuda as plain C++; its module registers the same operators
 for CPU tensors as `torch.ops.lddgan_emulated`, which stand in for `torch.ops.lddgan` meanwhile.
+
+Triton's interpreter truncates where a GPU rounds float32 to bfloat16; here it rounds as well.
 """
 
+import numpy
 import pytest
 import torch
 
@@ -24,3 +27,21 @@ def _emulated_cuda(request, monkeypatch):
         return unavailable(op, "cpu" if backend == "cuda" else backend, x, (*kernels, "cpu"))
 
     monkeypatch.setattr(_backend, "unavailable", without_gpu)
+
+
+@pytest.fixture(autouse=True)
+def _rounding_interpreter(request, monkeypatch):
+    callspec = getattr(request.node, "callspec", None)
+    if HAS_GPU or callspec is None or callspec.params.get("backend") != "triton":
+        return
+    from triton.runtime import interpreter
+
+    convert = interpreter._convert_float
+
+    def rounding(values, from_type, to_type, rounding_mode):
+        if (from_type.name, to_type.name) != ("fp32", "bf16"):
+            return convert(values, from_type, to_type, rounding_mode)
+        rounded = torch.from_numpy(numpy.array(values, numpy.float32)).bfloat16()
+        return rounded.view(torch.int16).numpy().view(numpy.uint16)
+
+    monkeypatch.setattr(interpreter, "_convert_float", rounding)
