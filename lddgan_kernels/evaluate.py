@@ -3,6 +3,10 @@
     python -m lddgan_kernels.evaluate --real photos.zip --fake samples/ --resolution 256 \\
         --features pt_inception-2015-12-05-6726825d.pth
 
+or samples of a run with the images that it learned from,
+
+    python -m lddgan_kernels.evaluate --run runs/cifar10 --features pt_inception-2015-12-05.pth
+
 prints the Frechet distance and improved precision and recall in a feature network's features, and
 writes them as JSON.
 """
@@ -10,7 +14,7 @@ writes them as JSON.
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +33,32 @@ from lddgan_kernels.metrics import (
     load_features,
     precision_recall,
 )
+from lddgan_kernels.trainer.folder import RunFolder
+from lddgan_kernels.trainer.load import load_sampler
+
+Features = Tensor | tuple[Tensor, Tensor]
+Skipped = list[tuple[str, str]]
+
+# Drawn from a run where the real images are statistics alone: as many as FID is usually taken of.
+SAMPLES = 50_000
 
 
 @dataclass(frozen=True)
 class Options:
     """Compares two sets of images: Frechet distance, precision and recall."""
 
-    real: Path
-    """Real images: a folder, zip, .npz, LMDB or CIFAR-10 archive, or an .npz with `mu` and `sigma`
-    of the features (Frechet distance only)."""
-    fake: Path
-    """Generated images, likewise."""
-    resolution: int
-    """Side of the images in pixels; larger ones are cropped and resized, smaller ones skipped."""
     features: Path
     """Weights of the feature network: pt_inception-2015-12-05 (FID) or EfficientNet-lite0."""
+    real: str | None = None
+    """Real images: a folder, zip, .npz, LMDB or CIFAR-10 archive, or an .npz with `mu` and `sigma`
+    of the features (Frechet distance only); a run's own are the default."""
+    fake: str | None = None
+    """Generated images, likewise."""
+    run: Path | None = None
+    """Or the folder of a run that draws them: as many as there are real ones, from seed 0 on."""
+    resolution: int | None = None
+    """Side of the images in pixels; larger ones are cropped and resized, smaller ones skipped. A
+    run's own is the default."""
     out: Path = Path("evaluation.json")
     """Where the figures are written."""
     k: int = 3
@@ -58,15 +73,36 @@ class Options:
 
 def evaluate(options: Options) -> dict[str, Any]:
     """The figures of `options`, as they are written to its `out`."""
+    if (options.run is None) == (options.fake is None):
+        raise ValueError("evaluate: one of --fake and --run must be given")
+    sampler = None
+    if options.run is not None:
+        sampler = load_sampler(RunFolder(options.run).generator, options.device)
+        run = sampler.config
+        options = replace(
+            options,
+            real=run.data if options.real is None else options.real,
+            resolution=options.resolution or run.images.resolution,
+            limit=options.limit or run.limit,
+        )
+    elif options.real is None or options.resolution is None:
+        raise ValueError("evaluate: --real and --resolution must be given with --fake")
     network = load_features(options.features)
     figures: dict[str, Any] = {"features": network.name, "resolution": options.resolution}
-    sets = {}
-    for name, path in (("real", options.real), ("fake", options.fake)):
-        found, skipped = _features(path, network, options)
-        sets[name] = found
+
+    def note(name: str, path: object, found: Features, skipped: Skipped) -> Features:
         count = len(found) if isinstance(found, Tensor) else None
         figures[name] = {"path": str(path), "count": count, "skipped": skipped}
-    real, fake = sets["real"], sets["fake"]
+        return found
+
+    real = note("real", options.real or "digits", *_features(options.real, network, options))
+    if sampler is None:
+        fake = note("fake", options.fake, *_features(options.fake, network, options))
+    else:
+        count = len(real) if isinstance(real, Tensor) else options.limit or SAMPLES
+        batches = (sampler(seeds) for seeds in torch.arange(count).split(options.batch_size))
+        drawn = extract_features(network, batches, device=options.device, total=count)
+        fake = note("fake", options.run, drawn, [])
     figures["frechet_distance"] = frechet_distance(real, fake)
     if isinstance(real, Tensor) and isinstance(fake, Tensor):
         real, fake = real.to(options.device), fake.to(options.device)
@@ -76,13 +112,14 @@ def evaluate(options: Options) -> dict[str, Any]:
 
 
 def _features(
-    path: Path, network: FeatureNetwork, options: Options
-) -> tuple[Tensor | tuple[Tensor, Tensor], list[tuple[str, str]]]:
+    path: str | None, network: FeatureNetwork, options: Options
+) -> tuple[Features, Skipped]:
     """Features (N, D) or statistics (mu, sigma), and the images that could not be used."""
-    if path.suffix == ".npz" and path.exists():
+    if path is not None and path.endswith(".npz") and Path(path).exists():
         with np.load(path, allow_pickle=False) as file:
             if "mu" in file.files and "sigma" in file.files:
                 return (torch.from_numpy(file["mu"]), torch.from_numpy(file["sigma"])), []
+    assert options.resolution is not None
     dataset = open_images(path, options.resolution, limit=options.limit)
     loader = DataLoader(dataset, batch_size=options.batch_size, num_workers=options.workers)
     features = extract_features(network, loader, device=options.device, total=len(dataset))

@@ -18,6 +18,9 @@ from lddgan_kernels.metrics import (
     precision_recall,
 )
 from lddgan_kernels.metrics.efficientnet import EfficientNetLite0
+from lddgan_kernels.trainer import checkpoint, config_file, networks
+from lddgan_kernels.trainer.folder import RunFolder
+from lddgan_kernels.trainer.load import load_sampler
 
 
 @pytest.fixture
@@ -89,6 +92,36 @@ def test_statistics_stand_for_a_set(sets):
     assert "precision" not in figures
 
 
+def test_a_run_is_compared_with_its_images(sets):
+    folder, (real, _) = sets
+    config = config_file.parse(
+        f"""
+        data = "{folder / "real.npz"}"
+        codec = "none"
+        [images]
+        resolution = 16
+        [diffusion]
+        num_steps = 1
+        [generator]
+        base_channels = 16
+        channel_multipliers = [1, 2]
+        num_blocks = 1
+        """
+    )
+    run = RunFolder(folder / "run")
+    module = networks.build_generator(config)
+    checkpoint.save_weights(run.generator, module, {"config": config_file.dump(config)})
+    out = folder / "run.json"
+    flags = ["--run", folder / "run", "--features", folder / "w.pth", "--out", out]
+    assert main([str(flag) for flag in [*flags, "--batch-size", 5, "--device", "cpu"]]) == 0
+    images = load_sampler(run.generator, "cpu")(torch.arange(12))
+    fake = extract_features(load_features(folder / "w.pth"), [images])
+    figures = json.loads(out.read_text())
+    assert (figures["real"]["count"], figures["fake"]["count"]) == (12, 12)
+    assert figures["resolution"] == 16
+    assert figures["frechet_distance"] == pytest.approx(frechet_distance(real, fake), rel=1e-3)
+
+
 def test_errors_are_one_line(sets, capsys):
     folder, _ = sets
     assert main(arguments(folder, real=folder / "none")) == 1
@@ -97,6 +130,10 @@ def test_errors_are_one_line(sets, capsys):
     assert "load_features: path must be weights" in capsys.readouterr().err
     assert main(arguments(folder, limit=3)) == 1
     assert "evaluate: path must be more than k = 3 images, got 3 in" in capsys.readouterr().err
+    assert main(["--features", str(folder / "w.pth")]) == 1
+    assert "one of --fake and --run must be given" in capsys.readouterr().err
+    assert main(["--features", "w.pth", "--fake", "a"]) == 1
+    assert "--real and --resolution must be given with --fake" in capsys.readouterr().err
     assert not (folder / "out").exists()
 
 
