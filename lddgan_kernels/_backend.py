@@ -116,11 +116,9 @@ def select(op: str, x: Tensor, requested: str | None, kernels: tuple[str, ...]) 
     """
     named = _default if requested is None else _check_name(requested, f"{op}: backend")
     if named is None:
-        for backend in kernels:
-            # Off its interpreter Triton never meets CPU tensors; in it, only when named.
-            if backend == "triton" and x.device.type != "cuda":
-                continue
-            if unavailable(op, backend, x, kernels) is None:
+        # Off a GPU only the CPU kernel is a candidate; Triton's interpreter must be named.
+        for backend in kernels if x.is_cuda else ("cpu",):
+            if backend in kernels and unavailable(op, backend, x, kernels) is None:
                 return backend
         return "reference"
     reason = unavailable(op, named, x, kernels)

@@ -35,7 +35,7 @@ def check_float(op: str, arg: str, x: Tensor) -> None:
 
 def check_shape(op: str, arg: str, x: Tensor, shape: Sequence[int]) -> None:
     """`x` must have exactly `shape`."""
-    if tuple(x.shape) != tuple(shape):
+    if x.shape != shape and x.shape != tuple(shape):
         raise fail(op, arg, f"of shape {tuple(shape)}", tuple(x.shape))
 
 
