@@ -33,7 +33,7 @@ struct VectorMath {
 
 // One noise of one sample: everything of the counter and key but the element.
 struct PhiloxStream {
-  uint32_t key0[kPhiloxRounds], key1[kPhiloxRounds];
+  uint64_t key0[kPhiloxRounds], key1[kPhiloxRounds];  // 64-bit: one broadcasting operand each
   uint32_t stream, step;
 
   LDDGAN_INLINE PhiloxStream(int64_t seed, uint32_t stream, uint32_t step)
@@ -41,8 +41,8 @@ struct PhiloxStream {
     key0[0] = uint32_t(seed);
     key1[0] = uint32_t(uint64_t(seed) >> 32);
     for (int round = 1; round < kPhiloxRounds; ++round) {
-      key0[round] = key0[round - 1] + kPhiloxKeyStep0;
-      key1[round] = key1[round - 1] + kPhiloxKeyStep1;
+      key0[round] = uint32_t(key0[round - 1] + kPhiloxKeyStep0);
+      key1[round] = uint32_t(key1[round - 1] + kPhiloxKeyStep1);
     }
   }
 };
@@ -127,7 +127,7 @@ LDDGAN_INLINE void philox(const PhiloxStream& s, uint32_t first, VecU (&words)[4
 LDDGAN_INLINE void philox(const PhiloxStream& s, uint32_t first, VecU (&words)[4]) {
   for (int lane = 0; lane < kWidth; ++lane) {
     uint32_t w[4] = {first + lane_counter(lane), s.stream, s.step, 0};
-    philox4x32(w, s.key0[0], s.key1[0]);
+    philox4x32(w, uint32_t(s.key0[0]), uint32_t(s.key1[0]));
     for (int i = 0; i < 4; ++i) words[i][lane] = w[i];
   }
 }
@@ -171,7 +171,7 @@ class NoiseBuffer {
 // of `slots`.
 template <typename F>
 LDDGAN_INLINE void for_each_chunk(const Batch& batch, int slots, const F& body) {
-  constexpr int64_t kGrain = 16384;  // elements a thread; below, waking a thread costs more
+  constexpr int64_t kGrain = 4096;  // elements a thread; below, waking a thread costs more
   int64_t size = batch.channels * batch.pixels;
   if (size == 0) return;
   int64_t chunk = noise_chunk(batch);
