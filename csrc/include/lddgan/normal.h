@@ -171,7 +171,7 @@ class NoiseBuffer {
 // of `slots`.
 template <typename F>
 LDDGAN_INLINE void for_each_chunk(const Batch& batch, int slots, const F& body) {
-  constexpr int64_t kGrain = 4096;  // elements a thread; below, waking a thread costs more
+  constexpr int64_t kGrain = 8192;  // elements a thread; below, waking a thread costs more
   int64_t size = batch.channels * batch.pixels;
   if (size == 0) return;
   int64_t chunk = noise_chunk(batch);
