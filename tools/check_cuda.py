@@ -57,8 +57,10 @@ def main():
     run(python, "-m", "pip", "install", "--quiet", f"torch=={TORCH}", "numpy", "setuptools>=77")
     run(python, "-m", "pip", "install", "--quiet", "cmake>=3.24", "ninja", "pybind11>=2.13")
     build = {"LDDGAN_BUILD": "cuda", "TORCH_CUDA_ARCH_LIST": "8.0;9.0"}
-    run(python, "setup.py", "build_ext", "--inplace", **build)
-    run(python, "-c", CHECK, PYTHONPATH=str(ROOT))
+    # Beside the working tree's own extension, which stays as it is.
+    library = ROOT / "build" / "check-cuda-library"
+    run(python, "setup.py", "--quiet", "build", "--build-lib", str(library), **build)
+    run(python, "-P", "-c", CHECK, PYTHONPATH=str(library))
 
 
 if __name__ == "__main__":
