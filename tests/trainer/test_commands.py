@@ -122,7 +122,7 @@ def test_sample_says_what_is_missing(tmp_path, capsys):
     assert sample.main(["--run", str(tmp_path)]) == 1
     assert "must be an existing file" in capsys.readouterr().err
     assert sample.main([]) == 1
-    assert "either --run or --checkpoint" in capsys.readouterr().err
+    assert "one of --run, --checkpoint and --published" in capsys.readouterr().err
 
 
 def test_encode_alone_gives_the_latents_of_the_run(finished, tmp_path, capsys):
