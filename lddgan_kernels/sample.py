@@ -49,7 +49,7 @@ class Options:
     out: Path = Path("samples")
     """Folder of the images."""
     grid: bool = True
-    """Write all into one picture, grid.png."""
+    """Write all into one picture, grid.png; not where the folder is to be evaluated."""
     images: bool = True
     """Write each as SEED.png."""
     batch_size: int = 64
