@@ -23,7 +23,7 @@ from lddgan_kernels.triton._norm_tile import (
 )
 
 # Elements of a tile that a program walks over when a plan is "split".
-_SPLIT_TILE = 8192
+_SPLIT_TILE = 4096
 
 
 @triton.jit
@@ -366,7 +366,9 @@ def backward(
     return grad_x, grad_x2, grad_scale, grad_shift, grad_bias
 
 
-def _aot(kernel, groups: int, cpg: int, positions: int, warps: int, **options) -> tuple:
+def _aot(
+    kernel, groups: int, cpg: int, positions: int, warps: int, narrow: tuple = (), **options
+) -> tuple:
     """One entry of AOT: the kernel for one kind of tile."""
     float32 = ("mean_ptr", "rstd_ptr", "partial_ptr", "sums_ptr", "grad_scale_ptr",
                "grad_shift_ptr", "grad_bias_ptr")  # fmt: skip
@@ -380,18 +382,19 @@ def _aot(kernel, groups: int, cpg: int, positions: int, warps: int, **options) -
         elif name not in constants:
             signature[name] = "fp32" if name == "eps" else "i32"
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
-    return kernel, signature, constants, {"num_warps": warps}
+    return kernel, signature, constants, {"num_warps": warps, "narrow": narrow}
 
 
 # What tests/test_compiled_code.py compiles ahead of time: tiles of 16x16 maps, both layouts, 12
-# channels a group, two sources; and the cut form of large maps.
+# channels a group, two sources; and the form cut along H*W.
 AOT = (
     _aot(_forward_kernel, 1, 4, 256, 1),
     _aot(_forward_kernel, 4, 12, 256, 16, CHANNELS_LAST=True),
     _aot(_backward_kernel, 1, 4, 256, 1),
     _aot(_backward_kernel, 4, 12, 64, 4, CHANNELS_LAST=True),
-    _aot(_moments_kernel, 8, 4, 256, 8, PARTS=8, CHANNELS_LAST=True),
-    _aot(_forward_kernel, 8, 4, 256, 8, PARTS=8, ONCHIP=False, CHANNELS_LAST=True),
-    _aot(_sums_kernel, 1, 4, 2048, 8, PARTS=8),
-    _aot(_backward_kernel, 1, 4, 2048, 8, PARTS=8, ONCHIP=False),
+    # The moments and sums of a tile are a few numbers.
+    _aot(_moments_kernel, 8, 4, 128, 4, ("stores",), PARTS=8, CHANNELS_LAST=True),
+    _aot(_forward_kernel, 8, 4, 128, 4, PARTS=8, ONCHIP=False, CHANNELS_LAST=True),
+    _aot(_sums_kernel, 1, 4, 1024, 4, ("stores",), PARTS=8),
+    _aot(_backward_kernel, 1, 4, 1024, 4, PARTS=8, ONCHIP=False),
 )

@@ -103,7 +103,8 @@ def _bias_act_backward_columns_kernel(
     total = tl.zeros((BLOCK,), tl.float32)
     for i in range(ROWS):
         row = chunk * ROWS + i
-        mask = inside & (row < rows)
+        # Compared as a block: Triton 3.9's interpreter mistakes a scalar's truth for a number.
+        mask = inside & (row + tl.zeros((BLOCK,), tl.int64) < rows)
         at = row * channels + columns
         u = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32) + bias
         grad = tl.load(grad_ptr + at, mask=mask, other=0.0).to(tl.float32)
