@@ -18,7 +18,8 @@ from lddgan_kernels.models import (
     GeneratorConfig,
     WaveletGenerator,
 )
-from lddgan_kernels.models.layers import Attention, Block, PyramidDown
+from lddgan_kernels.models.blocks import Block, PyramidDown
+from lddgan_kernels.models.layers import Attention
 from lddgan_kernels.models.wavelet_generator import WaveletPyramidDown, WaveletUpBlock
 
 GENERATORS = {"NCSNpp": Generator, "WaveletNCSNpp": WaveletGenerator}

@@ -1,50 +1,60 @@
-"""Tensors made from a weight for inference, kept until the weight changes."""
+"""Tensors made from weights for inference, kept until a weight changes."""
 
 from collections.abc import Callable
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
+Value = TypeVar("Value")
 
-class Derived:
-    """make(weight), computed once and again whenever the weight has changed.
 
-    A change is seen by the weight's version counter, dtype, device or storage: optimizers,
+class Derived(Generic[Value]):
+    """make(weights...), computed once and again whenever one of the weights has changed.
+
+    A change is seen by the weights' version counters, dtypes, devices or storages: optimizers,
     `load_state_dict`, `copy_` and `.to` all show. (Writing through `weight.data` hides from PyTorch
-    and from this.) Where gradients flow through it to the weight, nothing is kept.
+    and from this.) Where gradients flow through it to a weight, nothing is kept.
 
     Args:
-        make: a function of the weight.
+        make: a function of the weights (tensors or None).
         differentiable: whether gradients flow through `make`.
     """
 
-    def __init__(self, make: Callable[[Tensor], Tensor], differentiable: bool = True) -> None:
+    def __init__(self, make: Callable[..., Value], differentiable: bool = True) -> None:
         self.make = make
         self.differentiable = differentiable
         self.clear()
 
     def clear(self) -> None:
-        self._key: tuple[object, ...] = ()
-        self._source: Tensor | None = None
-        self._value: Tensor | None = None
+        self._key: list[Any] = []
+        self._sources: list[Tensor] = []
+        self._value: Value | None = None
 
-    def __call__(self, weight: Tensor) -> Tensor:
+    def __call__(self, *weights: Tensor | None) -> Value:
         if torch.compiler.is_compiling():
-            return self.make(weight)
-        grad = self.differentiable and torch.is_grad_enabled() and weight.requires_grad
-        if grad or weight.is_inference():
-            return self.make(weight)
-        key = (weight.data_ptr(), weight._version, weight.dtype, weight.device, weight.stride())
+            return self.make(*weights)
+        given = [weight for weight in weights if weight is not None]
+        if self.differentiable and torch.is_grad_enabled() and any(w.requires_grad for w in given):
+            return self.make(*weights)
+        key: list[Any] = []
+        for weight in weights:
+            if weight is None:
+                key.append(None)
+                continue
+            if weight.is_inference():  # without a version counter
+                return self.make(*weights)
+            key += (weight.data_ptr(), weight._version, weight.dtype, weight.stride())
         if self._value is None or key != self._key:
-            if weight.is_cuda and torch.cuda.is_current_stream_capturing():
-                return self.make(weight)  # computed only once the graph is replayed
+            if given[0].is_cuda and torch.cuda.is_current_stream_capturing():
+                return self.make(*weights)  # computed only once the graph is replayed
             with torch.inference_mode(False), torch.no_grad():
-                self._value = self.make(weight)
-            # Holding the storage keeps its address from being given to another weight.
-            self._key, self._source = key, weight.detach()
+                self._value = self.make(*weights)
+            # Holding the storages keeps their addresses from being given to other weights.
+            self._key, self._sources = key, [weight.detach() for weight in given]
         return self._value
 
-    def __deepcopy__(self, memo: dict[int, object]) -> "Derived":
+    def __deepcopy__(self, memo: dict[int, object]) -> "Derived[Value]":
         return Derived(self.make, self.differentiable)
 
     def __reduce__(self) -> tuple[object, ...]:

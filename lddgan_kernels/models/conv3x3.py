@@ -1,9 +1,11 @@
-"""A 3x3 convolution that keeps its weight packed for the CPU kernel."""
+"""A 3x3 convolution that keeps its weight packed for the CPU's kernels."""
 
 from torch import Tensor, nn
 
 from lddgan_kernels.models._derived import Derived
+from lddgan_kernels.models._frozen import FrozenConv
 from lddgan_kernels.ops.conv3x3 import conv3x3, pack_conv3x3, uses_winograd
+from lddgan_kernels.ops.packed_conv2d import packs
 
 
 class Conv3x3(nn.Conv2d):
@@ -15,10 +17,13 @@ class Conv3x3(nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
         super().__init__(in_channels, out_channels, 3, padding=1, bias=bias)
         self.packed = Derived(pack_conv3x3, differentiable=False)
+        self.frozen = FrozenConv()
 
     def forward(
         self, x: Tensor, residual: Tensor | None = None, more_bias: Tensor | None = None
     ) -> Tensor:
+        if packs(x, self.weight):
+            return self.frozen(x, self.weight, self.bias, more_bias, residual=residual)
         packed = self.packed(self.weight) if uses_winograd(x, self.weight) else None
         bias = self.bias
         if more_bias is not None:

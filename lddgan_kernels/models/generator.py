@@ -6,28 +6,30 @@ One definition for every backend: all memory-bound steps are public ops.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lddgan_kernels.models._derived import Derived
+from lddgan_kernels.models.blocks import Block, DownBlock, PyramidDown, ResBlock, UpBlock
 from lddgan_kernels.models.layers import (
     Attention,
-    Block,
     BlockControl,
-    DownBlock,
     GroupNorm,
     Mapping,
-    PyramidDown,
-    ResBlock,
     StyleBank,
     TimeBank,
     TimeEmbedding,
-    UpBlock,
     conv2d,
+    embed_time,
     merge,
 )
+
+# Steps whose time biases are kept for inference: all that a schedule may have.
+TABLED_STEPS = 8
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,13 @@ class GeneratorConfig:
     def has_attention(self, level: int) -> bool:
         """Whether the blocks of `level` (0: the finest) get attention."""
         return self.resolution // self.patch_size // 2**level in self.attention_resolutions
+
+
+def _time_table(width: int, *weights: Tensor) -> Tensor:
+    """The time biases of all steps, (TABLED_STEPS, sum of widths)."""
+    t = torch.arange(TABLED_STEPS, device=weights[0].device)
+    embedding = embed_time(t, width, F.silu, *weights[:4])
+    return F.linear(embedding, weights[4], weights[5] + weights[6])
 
 
 class DownLevel(nn.Module):
@@ -189,6 +198,7 @@ class Generator(nn.Module):
         self.style_bank = StyleBank(config.mapping_width, norm_widths)
         self.time_embedding = TimeEmbedding(base, 4 * base, F.silu)
         self.time_bank = TimeBank(4 * base, [out for _, out in self._block_widths])
+        self.time_table = Derived(partial(_time_table, base))
 
     def forward(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
         """The predicted x_0.
@@ -240,10 +250,26 @@ class Generator(nn.Module):
     def control(self, t: Tensor, z: Tensor) -> list[BlockControl]:
         """What t (N,) and z (N, z_dim) set in each block, in the order of execution."""
         styles = self.style_bank(self.mapping(z))
-        biases = self.time_bank(self.time_embedding(t))
+        biases = self._time_biases(t).split(self.time_bank.sizes, dim=1)
         return [
             BlockControl._make((*styles[4 * i : 4 * i + 4], bias)) for i, bias in enumerate(biases)
         ]
+
+    def _time_biases(self, t: Tensor) -> Tensor:
+        """All time biases (N, sum of widths); for inference on the CPU out of a table."""
+        bank = self.time_bank
+        if (
+            t.is_cuda
+            or t.numel() == 0
+            or torch.is_grad_enabled()
+            or torch.is_autocast_enabled("cpu")
+            or torch.compiler.is_compiling()
+            or type(t) is not Tensor
+            or not 0 <= int(t.min()) <= int(t.max()) < TABLED_STEPS
+        ):
+            return bank.rows(self.time_embedding(t))
+        weights = bank.weight, bank.bias, bank.conv_bias
+        return self.time_table(*self.time_embedding.parameters(), *weights)[t]
 
     def down_levels(self) -> Sequence[DownLevel]:
         """The levels on the way down, finest first."""

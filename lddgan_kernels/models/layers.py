@@ -14,14 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lddgan_kernels.models.conv3x3 import Conv3x3
-from lddgan_kernels.ops import (
-    ada_group_norm,
-    downsample2d,
-    pixel_norm,
-    residual_scale,
-    upfirdn2d,
-    upsample2d,
-)
+from lddgan_kernels.ops import ada_group_norm, pixel_norm, residual_scale
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -117,8 +110,13 @@ class TimeEmbedding(nn.Module):
         self.linear1 = linear(hidden, hidden)
 
     def forward(self, t: Tensor) -> Tensor:
-        h = timestep_embedding(t, self.width).to(self.linear0.weight.dtype)
-        return self.activation(self.linear1(self.activation(self.linear0(h))))
+        return embed_time(t, self.width, self.activation, *self.parameters())
+
+
+def embed_time(t: Tensor, width: int, activation: Activation, *weights: Tensor) -> Tensor:
+    """`TimeEmbedding` as a function of its parameters: weight and bias of both layers."""
+    h = timestep_embedding(t, width).to(weights[0].dtype)
+    return activation(F.linear(activation(F.linear(h, *weights[:2])), *weights[2:]))
 
 
 class TimeBank(nn.Module):
@@ -144,8 +142,11 @@ class TimeBank(nn.Module):
 
     def forward(self, embedding: Tensor) -> tuple[Tensor, ...]:
         """One (N, size) bias a block, views of a single matrix."""
-        biases = F.linear(embedding, self.weight, self.bias + self.conv_bias)
-        return biases.split(self.sizes, dim=1)
+        return self.rows(embedding).split(self.sizes, dim=1)
+
+    def rows(self, embedding: Tensor) -> Tensor:
+        """The single matrix, (N, sum of sizes)."""
+        return F.linear(embedding, self.weight, self.bias + self.conv_bias)
 
 
 class StyleBank(nn.Module):
@@ -239,137 +240,3 @@ class Attention(nn.Module):
         h = F.scaled_dot_product_attention(q, k, v).squeeze(1)
         h = self.out(h).transpose(1, 2).unflatten(2, x.shape[2:])
         return merge(x, h, self.rescale)
-
-
-def upsample(x: Tensor, fir: bool) -> Tensor:
-    """Twice the resolution: FIR [1, 3, 3, 1], or nearest neighbour."""
-    return upsample2d(x) if fir else F.interpolate(x, scale_factor=2.0, mode="nearest")
-
-
-def downsample(x: Tensor, fir: bool) -> Tensor:
-    """Half the resolution: FIR [1, 3, 3, 1], or the mean of each 2x2."""
-    return downsample2d(x) if fir else F.avg_pool2d(x, 2)
-
-
-class Block(nn.Module):
-    """What all ResBlocks share: norms, convolutions and shortcut, without their order.
-
-    Args:
-        index: the block's place in the network's order of execution.
-        in_channels: of its input, or of its two inputs together.
-        out_channels: of its output.
-        rescale: whether the residual sum is divided by sqrt(2).
-        dropout: probability, before the last convolution.
-        shortcut: whether a 1x1 convolution stands on the shortcut even where the widths agree.
-    """
-
-    def __init__(
-        self,
-        index: int,
-        in_channels: int,
-        out_channels: int,
-        *,
-        rescale: bool,
-        dropout: float,
-        shortcut: bool = False,
-    ) -> None:
-        super().__init__()
-        self.index = index
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.groups = (group_count(in_channels), group_count(out_channels))
-        self.rescale = rescale
-        self.dropout = dropout
-        self.conv0 = conv2d(in_channels, out_channels, 3, bias=False)
-        self.conv1 = conv2d(out_channels, out_channels, 3, scale=0.0)
-        shortcut = shortcut or in_channels != out_channels
-        self.shortcut = conv2d(in_channels, out_channels, 1) if shortcut else None
-
-    def first_norm(self, x: Tensor, mine: BlockControl, x2: Tensor | None = None) -> Tensor:
-        """The first norm and SiLU."""
-        return ada_group_norm(x, mine.scale0, mine.shift0, self.groups[0], x2=x2)
-
-    def project(self, x: Tensor, x2: Tensor | None = None) -> Tensor:
-        """The shortcut's convolution, without its bias (which `finish` adds)."""
-        if self.shortcut is None:
-            return x
-        weight = self.shortcut.weight
-        if x2 is None:
-            return F.conv2d(x, weight)
-        return F.conv2d(x, weight[:, : x.shape[1]]) + F.conv2d(x2, weight[:, x.shape[1] :])
-
-    def finish(self, x: Tensor, h: Tensor, mine: BlockControl) -> Tensor:
-        """The second half of the block on `h`, summed with the shortcut `x`."""
-        h = ada_group_norm(h, mine.scale1, mine.shift1, self.groups[1], bias=mine.bias)
-        if self.dropout:
-            h = F.dropout(h, self.dropout, self.training)
-        shortcut_bias = None if self.shortcut is None else self.shortcut.bias
-        return merge(x, self.conv1(h, more_bias=shortcut_bias), self.rescale)
-
-
-class ResBlock(Block):
-    """BigGAN's ResBlock with adaptive norms (NCSN++, Song et al. 2021; AdaGN of DDGAN).
-
-    norm(z)-SiLU-conv, time bias, norm(z)-SiLU-dropout-conv, plus the shortcut. The second norm adds
-    the time bias, and with it the first convolution's own.
-    """
-
-    def forward(
-        self, x: Tensor, control: Sequence[BlockControl], x2: Tensor | None = None
-    ) -> Tensor:
-        """`x`, read as if `x2` were concatenated to it on channels, through the block."""
-        mine = control[self.index]
-        h = self.conv0(self.first_norm(x, mine, x2))
-        return self.finish(self.project(x, x2), h, mine)
-
-
-class DownBlock(Block):
-    """A ResBlock that halves the resolution after its first norm."""
-
-    def __init__(
-        self, index: int, channels: int, *, fir: bool, rescale: bool, dropout: float
-    ) -> None:
-        super().__init__(index, channels, channels, rescale=rescale, dropout=dropout, shortcut=True)
-        self.fir = fir
-
-    def forward(self, x: Tensor, control: Sequence[BlockControl]) -> tuple[Tensor, Tensor | None]:
-        """(output, None): nothing is kept for the block that doubles the resolution again."""
-        mine = control[self.index]
-        h = self.conv0(downsample(self.first_norm(x, mine), self.fir))
-        return self.finish(self.project(downsample(x, self.fir)), h, mine), None
-
-
-class UpBlock(Block):
-    """A ResBlock that doubles the resolution after its first norm."""
-
-    def __init__(
-        self, index: int, channels: int, *, fir: bool, rescale: bool, dropout: float
-    ) -> None:
-        super().__init__(index, channels, channels, rescale=rescale, dropout=dropout, shortcut=True)
-        self.fir = fir
-
-    def forward(self, x: Tensor, control: Sequence[BlockControl], kept: Tensor | None) -> Tensor:
-        """The block on `x`; `kept` is what the matching DownBlock kept: None."""
-        mine = control[self.index]
-        h = self.conv0(upsample(self.first_norm(x, mine), self.fir))
-        # The 1x1 convolution has no bias here, so it may come first, on a quarter of the pixels.
-        return self.finish(upsample(self.project(x), self.fir), h, mine)
-
-
-class PyramidDown(nn.Module):
-    """The input pyramid's step down: FIR filter, then a 3x3 convolution of stride 2.
-
-    Without `fir` only the convolution, after one row and column of zeros at the end.
-    """
-
-    taps: Tensor
-
-    def __init__(self, in_channels: int, out_channels: int, fir: bool) -> None:
-        super().__init__()
-        self.fir = fir
-        self.conv = conv2d(in_channels, out_channels, 3, stride=2)
-        self.register_buffer("taps", torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8, persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = upfirdn2d(x, self.taps, pad=(2, 2)) if self.fir else F.pad(x, (0, 1, 0, 1))
-        return self.conv(x)

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lddgan_kernels.models.blocks import Block
 from lddgan_kernels.models.generator import Generator, GeneratorConfig
-from lddgan_kernels.models.layers import Block, BlockControl, conv2d
+from lddgan_kernels.models.layers import BlockControl, conv2d
 from lddgan_kernels.ops import haar_dwt2d, haar_idwt2d
 
 
@@ -26,13 +27,14 @@ class WaveletDownBlock(Block):
 
     def forward(self, x: Tensor, control: Sequence[BlockControl]) -> tuple[Tensor, Tensor]:
         """(output, high bands (N, 3C, H/2, W/2))."""
-        mine = control[self.index]
+        mine, folds = control[self.index], self.folds(x)
         h = self.conv0(self.first_norm(x, mine))
         # Time bias and convolution bias shift the low band alone, so the second norm adds them.
         low, high = haar_dwt2d(h, 0.5).tensor_split([self.out_channels], dim=1)
         # The shortcut's high bands are not used, and its halved low band is the mean of 2x2, which
         # commutes with the 1x1 convolution.
-        return self.finish(self.project(F.avg_pool2d(x, 2)), low, mine), high
+        x = self.project(F.avg_pool2d(x, 2), folds=folds)
+        return self.finish(x, low, mine, folds=folds), high
 
 
 class WaveletUpBlock(Block):

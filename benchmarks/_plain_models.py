@@ -1,0 +1,120 @@
+"""Our models in plain PyTorch: as published, and as fast as plain PyTorch gets.
+
+Inside `with plain(FORM):` the models run without any kernel of ours. The forms differ in the FIR
+filter: PUBLISHED inserts zeros, pads and convolves with the 2-D taps; BEST convolves each channel
+by itself, strided or transposed. Both normalise and convolve with PyTorch's functions, in the
+layout that they are given.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lddgan_kernels import use_backend
+from lddgan_kernels.models import (
+    autoencoder_layers,
+    blocks,
+    discriminator,
+    layers,
+    vit_generator,
+)
+
+Form = dict[str, Callable]
+
+
+def norm(
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    num_groups: int,
+    *,
+    eps: float = 1e-6,
+    activation: str | None = "silu",
+    x2: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """`ada_group_norm` step by step."""
+    if bias is not None:
+        x = x + bias[:, :, None, None]
+    if x2 is not None:
+        x = torch.cat([x, x2], dim=1)
+    if scale.ndim == 1:
+        x = F.group_norm(x, num_groups, scale, shift, eps)
+    else:
+        x = F.group_norm(x, num_groups, eps=eps)
+        x = scale[:, :, None, None] * x + shift[:, :, None, None]
+    return x if activation is None else F.silu(x)
+
+
+def taps_2d(taps: Tensor, x: Tensor) -> Tensor:
+    """1-D taps as x's convolution reads them: (1, 1, K, K), flipped, in x's dtype."""
+    flipped = taps.flip(0).to(x.dtype)
+    return (flipped[:, None] * flipped[None, :])[None, None]
+
+
+def upfirdn2d(
+    x: Tensor, taps: Tensor, up: int = 1, down: int = 1, pad: Sequence[int] = (0, 0)
+) -> Tensor:
+    """Insert zeros, pad, convolve, decimate: every channel as an image of its own."""
+    n, c, h, w = x.shape
+    x = x.reshape(n * c, 1, h, 1, w, 1)
+    x = F.pad(x, (0, up - 1, 0, 0, 0, up - 1)).reshape(n * c, 1, h * up, w * up)
+    x = F.conv2d(F.pad(x, (*pad, *pad)), taps_2d(taps, x))[:, :, ::down, ::down]
+    return x.reshape(n, c, *x.shape[2:])
+
+
+def published_up(x: Tensor) -> Tensor:
+    return upfirdn2d(x, torch.tensor([1.0, 3.0, 3.0, 1.0]) / 4, up=2, pad=(2, 1))
+
+
+def published_down(x: Tensor) -> Tensor:
+    return upfirdn2d(x, torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8, down=2, pad=(1, 1))
+
+
+def _depthwise(x: Tensor, gain: float) -> Tensor:
+    taps = torch.tensor([1.0, 3.0, 3.0, 1.0], device=x.device) * gain
+    return taps_2d(taps, x).expand(x.shape[1], 1, 4, 4)
+
+
+def best_up(x: Tensor) -> Tensor:
+    weight = _depthwise(x, 1 / 4)
+    return F.conv_transpose2d(x, weight, stride=2, padding=1, groups=x.shape[1])
+
+
+def best_down(x: Tensor) -> Tensor:
+    return F.conv2d(x, _depthwise(x, 1 / 8), stride=2, padding=1, groups=x.shape[1])
+
+
+def best_filter(x: Tensor, taps: Tensor, pad: Sequence[int]) -> Tensor:
+    """The pyramid's filter: no change of resolution."""
+    weight = taps_2d(taps, x).expand(x.shape[1], 1, 4, 4)
+    return F.conv2d(x, weight, padding=pad[0], groups=x.shape[1])
+
+
+def residual_scale(x: Tensor, h: Tensor) -> Tensor:
+    return (x + h) / 2**0.5
+
+
+PUBLISHED: Form = {
+    "upsample2d": published_up,
+    "downsample2d": published_down,
+    "upfirdn2d": upfirdn2d,
+}
+BEST: Form = {"upsample2d": best_up, "downsample2d": best_down, "upfirdn2d": best_filter}
+
+
+@contextmanager
+def plain(form: Form) -> Iterator[None]:
+    """Every model runs in plain PyTorch, with the FIR filters of `form`."""
+    replacements = form | {"ada_group_norm": norm, "residual_scale": residual_scale}
+    with ExitStack() as stack:
+        stack.enter_context(use_backend("reference"))
+        for module in (layers, blocks, vit_generator, autoencoder_layers, discriminator):
+            for name, function in replacements.items():
+                if hasattr(module, name):
+                    stack.enter_context(mock.patch.object(module, name, function))
+        yield

@@ -1,0 +1,175 @@
+"""The residual blocks of the generators, and what changes the resolution between them."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lddgan_kernels.models._frozen import FrozenConv
+from lddgan_kernels.models.layers import BlockControl, conv2d, group_count, merge
+from lddgan_kernels.ops import ada_group_norm, downsample2d, upfirdn2d, upsample2d
+from lddgan_kernels.ops.packed_conv2d import packs
+
+
+def upsample(x: Tensor, fir: bool) -> Tensor:
+    """Twice the resolution: FIR [1, 3, 3, 1], or nearest neighbour."""
+    return upsample2d(x) if fir else F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def downsample(x: Tensor, fir: bool) -> Tensor:
+    """Half the resolution: FIR [1, 3, 3, 1], or the mean of each 2x2."""
+    return downsample2d(x) if fir else F.avg_pool2d(x, 2)
+
+
+class Block(nn.Module):
+    """What all ResBlocks share: norms, convolutions and shortcut, without their order.
+
+    Args:
+        index: the block's place in the network's order of execution.
+        in_channels: of its input, or of its two inputs together.
+        out_channels: of its output.
+        rescale: whether the residual sum is divided by sqrt(2).
+        dropout: probability, before the last convolution.
+        shortcut: whether a 1x1 convolution stands on the shortcut even where the widths agree.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        in_channels: int,
+        out_channels: int,
+        *,
+        rescale: bool,
+        dropout: float,
+        shortcut: bool = False,
+    ) -> None:
+        super().__init__()
+        self.index = index
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.groups = (group_count(in_channels), group_count(out_channels))
+        self.rescale = rescale
+        self.dropout = dropout
+        self.conv0 = conv2d(in_channels, out_channels, 3, bias=False)
+        self.conv1 = conv2d(out_channels, out_channels, 3, scale=0.0)
+        shortcut = shortcut or in_channels != out_channels
+        self.shortcut = conv2d(in_channels, out_channels, 1) if shortcut else None
+        # For inference on packed weights: the two halves of the sum come scaled, the shortcut of
+        # each source added to the next.
+        factor = math.sqrt(0.5) if rescale else 1.0
+        self.frozen_shortcuts: dict[int, FrozenConv] = {}
+        self.frozen_conv1 = FrozenConv(factor)
+        self.factor = factor
+
+    def first_norm(self, x: Tensor, mine: BlockControl, x2: Tensor | None = None) -> Tensor:
+        """The first norm and SiLU."""
+        return ada_group_norm(x, mine.scale0, mine.shift0, self.groups[0], x2=x2)
+
+    def folds(self, x: Tensor) -> bool:
+        """Whether, for an input x, the shortcut comes scaled and the rest is added to it."""
+        return self.shortcut is not None and packs(x, self.conv1.weight)
+
+    def project(self, x: Tensor, x2: Tensor | None = None, *, folds: bool = False) -> Tensor:
+        """The shortcut's convolution, without its bias (which `finish` adds)."""
+        if self.shortcut is None:
+            return x
+        weight = self.shortcut.weight
+        if folds:
+            out = self._frozen_shortcut(x, 0, None)
+            return out if x2 is None else self._frozen_shortcut(x2, x.shape[1], out)
+        if x2 is None:
+            return F.conv2d(x, weight)
+        return F.conv2d(x, weight[:, : x.shape[1]]) + F.conv2d(x2, weight[:, x.shape[1] :])
+
+    def finish(self, x: Tensor, h: Tensor, mine: BlockControl, *, folds: bool = False) -> Tensor:
+        """The second half of the block on `h`, summed with `x`, which `project` made."""
+        h = ada_group_norm(h, mine.scale1, mine.shift1, self.groups[1], bias=mine.bias)
+        if self.dropout:
+            h = F.dropout(h, self.dropout, self.training)
+        conv, more_bias = self.conv1, None if self.shortcut is None else self.shortcut.bias
+        if folds:
+            biases = conv.bias, more_bias
+            return self.frozen_conv1(h, conv.weight, *biases, residual=x, overwrite=True)
+        return merge(x, conv(h, more_bias=more_bias), self.rescale)
+
+    def _frozen_shortcut(self, x: Tensor, first: int, residual: Tensor | None) -> Tensor:
+        """The shortcut of the channels from `first` on, scaled, added to `residual`."""
+        assert self.shortcut is not None
+        if first not in self.frozen_shortcuts:
+            channels = slice(first, first + x.shape[1])
+            self.frozen_shortcuts[first] = FrozenConv(self.factor, channels)
+        conv = self.frozen_shortcuts[first]
+        return conv(x, self.shortcut.weight, residual=residual, overwrite=True)
+
+
+class ResBlock(Block):
+    """BigGAN's ResBlock with adaptive norms (NCSN++, Song et al. 2021; AdaGN of DDGAN).
+
+    norm(z)-SiLU-conv, time bias, norm(z)-SiLU-dropout-conv, plus the shortcut. The second norm adds
+    the time bias, and with it the first convolution's own.
+    """
+
+    def forward(
+        self, x: Tensor, control: Sequence[BlockControl], x2: Tensor | None = None
+    ) -> Tensor:
+        """`x`, read as if `x2` were concatenated to it on channels, through the block."""
+        mine = control[self.index]
+        folds = self.folds(x)
+        h = self.conv0(self.first_norm(x, mine, x2))
+        return self.finish(self.project(x, x2, folds=folds), h, mine, folds=folds)
+
+
+class DownBlock(Block):
+    """A ResBlock that halves the resolution after its first norm."""
+
+    def __init__(
+        self, index: int, channels: int, *, fir: bool, rescale: bool, dropout: float
+    ) -> None:
+        super().__init__(index, channels, channels, rescale=rescale, dropout=dropout, shortcut=True)
+        self.fir = fir
+
+    def forward(self, x: Tensor, control: Sequence[BlockControl]) -> tuple[Tensor, Tensor | None]:
+        """(output, None): nothing is kept for the block that doubles the resolution again."""
+        mine, folds = control[self.index], self.folds(x)
+        h = self.conv0(downsample(self.first_norm(x, mine), self.fir))
+        x = self.project(downsample(x, self.fir), folds=folds)
+        return self.finish(x, h, mine, folds=folds), None
+
+
+class UpBlock(Block):
+    """A ResBlock that doubles the resolution after its first norm."""
+
+    def __init__(
+        self, index: int, channels: int, *, fir: bool, rescale: bool, dropout: float
+    ) -> None:
+        super().__init__(index, channels, channels, rescale=rescale, dropout=dropout, shortcut=True)
+        self.fir = fir
+
+    def forward(self, x: Tensor, control: Sequence[BlockControl], kept: Tensor | None) -> Tensor:
+        """The block on `x`; `kept` is what the matching DownBlock kept: None."""
+        mine, folds = control[self.index], self.folds(x)
+        h = self.conv0(upsample(self.first_norm(x, mine), self.fir))
+        # The 1x1 convolution has no bias here, so it may come first, on a quarter of the pixels.
+        x = upsample(self.project(x, folds=folds), self.fir)
+        return self.finish(x, h, mine, folds=folds)
+
+
+class PyramidDown(nn.Module):
+    """The input pyramid's step down: FIR filter, then a 3x3 convolution of stride 2.
+
+    Without `fir` only the convolution, after one row and column of zeros at the end.
+    """
+
+    taps: Tensor
+
+    def __init__(self, in_channels: int, out_channels: int, fir: bool) -> None:
+        super().__init__()
+        self.fir = fir
+        self.conv = conv2d(in_channels, out_channels, 3, stride=2)
+        self.register_buffer("taps", torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = upfirdn2d(x, self.taps, pad=(2, 2)) if self.fir else F.pad(x, (0, 1, 0, 1))
+        return self.conv(x)

@@ -1,0 +1,115 @@
+"""What inference keeps of the weights (packed convolutions, the time table) is never stale."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+from lddgan_kernels import use_backend
+from lddgan_kernels.models import Generator, GeneratorConfig, WaveletGenerator
+from lddgan_kernels.testing import assert_error_rule
+
+CL = torch.channels_last
+
+
+def build(kind=Generator, dtype=torch.float32, **options):
+    torch.manual_seed(0)
+    config = GeneratorConfig(4, 8, base_channels=32, channel_multipliers=(1, 2), **options)
+    generator = kind(config).eval()
+    with torch.no_grad():
+        for parameter in generator.parameters():  # the last layers of the blocks start at 0
+            parameter.add_(torch.randn_like(parameter) * 0.02)
+    return generator.to(dtype).to(memory_format=CL)
+
+
+def inputs(dtype=torch.float32, n=2):
+    x = torch.randn(n, 4, 8, 8).to(dtype).to(memory_format=CL)
+    return x, torch.arange(n) % 4, torch.randn(n, 25).to(dtype)
+
+
+def exact(generator, x, t, z):
+    with use_backend("reference"), torch.no_grad():
+        return copy.deepcopy(generator).double()(x.double(), t, z.double())
+
+
+def plain(generator, x, t, z):
+    with use_backend("reference"), torch.no_grad():
+        return generator(x, t, z)
+
+
+@torch.no_grad()
+def assert_current(generator, given):
+    assert_error_rule(generator(*given), plain(generator, *given), exact(generator, *given))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("n", [1, 5])
+@pytest.mark.parametrize("kind", [Generator, WaveletGenerator])
+def test_keeps_the_error_rule(kind, n, dtype):
+    assert_current(build(kind, dtype), inputs(dtype, n))
+
+
+@pytest.mark.parametrize("options", [{"skip_rescale": False}, {"fir": False}])
+def test_other_structures(options):
+    assert_current(build(**options), inputs())
+
+
+def test_a_changed_weight_is_seen():
+    generator, given = build(), inputs()
+    other = build()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1.1)
+
+    def step():
+        optimizer = torch.optim.Adam(generator.parameters(), lr=1e-2)
+        generator(*given).square().sum().backward()
+        optimizer.step()
+
+    def swap():
+        for parameter in generator.parameters():
+            parameter.data = parameter.data * 1.05
+
+    def reset():
+        for name in ("time_bank.conv_bias", "up.0.blocks.0.shortcut.bias", "conv_in.bias"):
+            torch.nn.init.ones_(generator.get_parameter(name))
+
+    changes = [step, swap, reset, lambda: generator.load_state_dict(other.state_dict())]
+    for change in changes:
+        with torch.no_grad():
+            before = generator(*given)
+        change()
+        with torch.no_grad():
+            assert not torch.equal(before, generator(*given))
+        assert_current(generator, given)
+    generator.bfloat16()
+    x, t, z = given
+    assert_current(generator, (x.bfloat16(), t, z.bfloat16()))
+
+
+def test_inference_mode_gives_the_same():
+    generator, given = build(), inputs()
+    with torch.no_grad():
+        wanted = generator(*given)
+    with torch.inference_mode():
+        assert torch.equal(build()(*given), wanted)
+
+
+def test_steps_past_the_table():
+    generator, (x, _, z) = build(), inputs()
+    for t in (torch.tensor([3, 8]), torch.tensor([500, 0])):
+        assert_current(generator, (x, t, z))
+
+
+def test_what_is_kept_is_neither_saved_nor_copied():
+    generator, given = build(), inputs()
+    with torch.no_grad():
+        wanted = generator(*given)
+        size = len(pickle.dumps(build()))
+        assert len(pickle.dumps(generator)) < size + 4096
+        for again in (copy.deepcopy(generator), pickle.loads(pickle.dumps(generator))):
+            assert torch.equal(again(*given), wanted)
+            again.conv_in.weight.mul_(2)
+            assert not torch.equal(again(*given), wanted)
+        assert torch.equal(generator(*given), wanted)
