@@ -5,8 +5,21 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 Value = TypeVar("Value")
+
+
+def _count_step(optimizer: Optimizer, *_: Any) -> None:
+    """Fused optimizers write to parameters behind their version counters' back."""
+    for group in optimizer.param_groups:
+        if group.get("fused"):
+            increment_version(group["params"])
+
+
+register_optimizer_step_post_hook(_count_step)
 
 
 class Derived(Generic[Value]):

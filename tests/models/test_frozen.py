@@ -62,8 +62,8 @@ def test_a_changed_weight_is_seen():
         for parameter in other.parameters():
             parameter.mul_(1.1)
 
-    def step():
-        optimizer = torch.optim.Adam(generator.parameters(), lr=1e-2)
+    def step(**options):
+        optimizer = torch.optim.Adam(generator.parameters(), lr=1e-2, **options)
         generator(*given).square().sum().backward()
         optimizer.step()
 
@@ -75,7 +75,13 @@ def test_a_changed_weight_is_seen():
         for name in ("time_bank.conv_bias", "up.0.blocks.0.shortcut.bias", "conv_in.bias"):
             torch.nn.init.ones_(generator.get_parameter(name))
 
-    changes = [step, swap, reset, lambda: generator.load_state_dict(other.state_dict())]
+    changes = [
+        step,
+        lambda: step(fused=True),
+        swap,
+        reset,
+        lambda: generator.load_state_dict(other.state_dict()),
+    ]
     for change in changes:
         with torch.no_grad():
             before = generator(*given)
@@ -113,3 +119,14 @@ def test_what_is_kept_is_neither_saved_nor_copied():
             again.conv_in.weight.mul_(2)
             assert not torch.equal(again(*given), wanted)
         assert torch.equal(generator(*given), wanted)
+
+
+def test_training_in_float32_uses_the_weights_of_the_step():
+    generator, given = build(), inputs(n=8)
+    optimizer = torch.optim.Adam(generator.parameters(), lr=1e-2, fused=True)
+    for _ in range(2):
+        optimizer.zero_grad()
+        out = generator(*given)
+        torch.testing.assert_close(out.detach(), plain(generator, *given), rtol=1e-3, atol=1e-4)
+        out.square().sum().backward()
+        optimizer.step()
