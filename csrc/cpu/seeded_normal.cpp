@@ -8,33 +8,17 @@ namespace lddgan::LDDGAN_ISA {
 
 namespace {
 
-// The elements from 4 * `first` on, at least `count` and at most kNormals - 1 more.
-void fill_run(const PhiloxStream& s, uint32_t first, int64_t count, float* out) {
-  for (int64_t i = 0; i < count; i += kNormals) {
-    Vec v[4];
-    normals(s, first + uint32_t(i / 4), v);
-    for (int k = 0; k < 4; ++k) store(out + i + k * kWidth, v[k]);
-  }
-}
-
-struct LaneOrder {
-  static constexpr int at(int i) { return int(lane_counter(i)); }
-};
-
 // Lanes of output vector kPart of interleaved three: first of channels 0 and 1, then with 2.
-template <int kPart, bool kThird>
-struct OfThree {
-  static constexpr int at(int i) {
-    int position = kPart * kWidth + i, pixel = position / 3, channel = position % 3;
-    if (!kThird) return channel == 1 ? kWidth + pixel : pixel;
-    return channel == 2 ? kWidth + pixel : i;
-  }
-};
-
 template <int kPart>
 LDDGAN_INLINE Vec of_three(Vec a, Vec b, Vec c) {
-  constexpr auto all = std::make_integer_sequence<int, kWidth>();
-  return shuffle<OfThree<kPart, true>>(shuffle<OfThree<kPart, false>>(a, b, all), c, all);
+  Vec two = shuffle<[](int i) {
+    int position = kPart * kWidth + i;
+    return position / 3 + (position % 3 == 1 ? kWidth : 0);
+  }>(a, b);
+  return shuffle<[](int i) {
+    int position = kPart * kWidth + i;
+    return position % 3 == 2 ? kWidth + position / 3 : i;
+  }>(two, c);
 }
 
 void interleave3(const float* a, const float* b, const float* c, int64_t count, float* out) {
@@ -47,23 +31,15 @@ void interleave3(const float* a, const float* b, const float* c, int64_t count, 
 }
 
 void interleave4(const float* const (&runs)[4], int64_t count, float* out) {
-  constexpr auto all = std::make_integer_sequence<int, kWidth>();
   for (int64_t i = 0; i < count; i += kWidth, out += 4 * kWidth) {
-    Vec v[4];
-    for (int k = 0; k < 4; ++k) {
-      Vec x = load(runs[k] + i);
-      v[k] = shuffle<LaneOrder>(x, x, all);
-    }
-    transpose_blocks(v);
-    for (int k = 0; k < 4; ++k) store(out + k * kWidth, v[k]);
+    Vec a = load(runs[0] + i), b = load(runs[1] + i), c = load(runs[2] + i), d = load(runs[3] + i);
+    Vec even = interleave_low(a, c), odd = interleave_low(b, d);
+    store(out, interleave_low(even, odd));
+    store(out + kWidth, interleave_high(even, odd));
+    even = interleave_high(a, c), odd = interleave_high(b, d);
+    store(out + 2 * kWidth, interleave_low(even, odd));
+    store(out + 3 * kWidth, interleave_high(even, odd));
   }
-}
-
-template <typename T>
-void copy(const float* noise, T* out, int64_t count) {
-  int64_t i = 0;
-  for (; i + kWidth <= count; i += kWidth) store(out + i, load(noise + i));
-  if (i < count) store_tail(out + i, load(noise + i), int(count - i));
 }
 
 int64_t chunk_pixels(const Batch& batch) {
@@ -81,9 +57,9 @@ int64_t noise_chunk(const Batch& batch) {
   return batch.channels_last ? chunk_pixels(batch) * batch.channels : 2048;
 }
 
-NoiseBuffer::NoiseBuffer(const Batch& batch, int slots) : batch_(batch) {
+NoiseSource::NoiseSource(const Batch& batch, int streams) : batch_(batch) {
   slot_ = noise_chunk(batch) + kNormals;
-  noise_ = allocate(slot_ * slots);
+  noise_ = allocate(slot_ * streams);
   if (batch.channels_last) {
     // A run may start up to three elements early, and is a whole number of kNormals.
     run_ = chunk_pixels(batch) + kNormals;
@@ -91,24 +67,22 @@ NoiseBuffer::NoiseBuffer(const Batch& batch, int slots) : batch_(batch) {
   }
 }
 
-NoiseBuffer::~NoiseBuffer() {
+NoiseSource::~NoiseSource() {
   std::free(noise_);
   std::free(runs_);
 }
 
-const float* NoiseBuffer::fill(int slot, const PhiloxStream& s, int64_t begin, int64_t end) {
-  float* noise = noise_ + slot * slot_;
-  if (batch_.channels_last) {
-    fill_pixel_major(s, begin, end, noise);
-  } else {
-    fill_run(s, uint32_t(begin / 4), end - begin, noise);
+void NoiseSource::fill_run(const PhiloxStream& s, uint32_t first, int64_t count, float* out) {
+  for (int64_t i = 0; i < count; i += kNormals) {
+    Vec v[2 * kTogether];
+    normals(s, first + uint32_t(i / 4), v);
+    for (int k = 0; k < 2 * kTogether; ++k) store(out + i + k * kWidth, v[k]);
   }
-  return noise;
 }
 
-void NoiseBuffer::fill_pixel_major(const PhiloxStream& s, int64_t begin, int64_t end,
-                                   float* noise) {
+void NoiseSource::fill(int k, const PhiloxStream& s, int64_t begin, int64_t end) {
   int64_t channels = batch_.channels, pixel = begin / channels, count = (end - begin) / channels;
+  float* noise = slot(k);
   auto run = [&](int64_t channel) {
     return runs_ + channel * run_ + (channel * batch_.pixels + pixel) % 4;
   };
@@ -132,9 +106,12 @@ void seeded_normal(const SeededNormalArgs& a) {
   int64_t size = a.batch.channels * a.batch.pixels;
   visit(a.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    for_each_chunk(a.batch, 1, [&](NoiseBuffer& buffer, int64_t n, int64_t begin, int64_t end) {
-      const float* noise = buffer.fill(0, PhiloxStream(a.seeds[n], a.stream, a.step), begin, end);
-      copy(noise, static_cast<T*>(a.out) + n * size + begin, end - begin);
+    for_each_chunk(a.batch, 1, [&](NoiseSource& source, int64_t n, int64_t begin, int64_t end) {
+      T* out = static_cast<T*>(a.out) + n * size + begin;
+      PhiloxStream streams[1] = {{a.seeds[n], a.stream, a.step}};
+      source.each(streams, begin, end, [&](int64_t i, const Vec(&noise)[1], auto count) {
+        store(out + i, noise[0], count);
+      });
     });
   });
 }

@@ -13,10 +13,14 @@ from torch import Tensor
 
 @triton.jit
 def elements(
-    block, channels, pixels, LAYOUT: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr
+    programs, channels, pixels, LAYOUT: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """(counters, offsets, mask) of a program: the latter two of the shape `normals` returns."""
-    block = block.to(tl.int64)
+    """(sample, counters, offsets, mask) of this program, one of `programs` a sample.
+
+    The offsets in the batch and their mask have the shape that `normals` returns.
+    """
+    sample = tl.program_id(0) // programs
+    block = (tl.program_id(0) % programs).to(tl.int64)
     if LAYOUT == 2:
         ROWS: tl.constexpr = BLOCK // CHANNELS
         channel = tl.arange(0, CHANNELS)
@@ -33,7 +37,7 @@ def elements(
             offsets = (index % pixels) * channels + index // pixels
         else:
             offsets = index
-    return counters, offsets, mask
+    return sample, counters, sample.to(tl.int64) * channels * pixels + offsets, mask
 
 
 @triton.jit
@@ -41,30 +45,27 @@ def box_muller(radius_word, angle_word):
     """Two normals of two uint32 words; csrc/include/lddgan/philox.h explains each line."""
     word = radius_word.to(tl.int32, bitcast=True)
     sign = word >> 31
-    a = (word ^ sign).to(tl.float32) * 2.3283064365386963e-10 + 1.1641532182693481e-10
-    u = tl.where(sign != 0, 1.0 - a, a)
-    bits = u.to(tl.int32, bitcast=True)
-    exponent = (bits - 0x3F3504F3) >> 23
-    mantissa = (bits - (exponent << 23)).to(tl.float32, bitcast=True)
-    f = tl.where(exponent == 0, -a, mantissa - 1.0)
-    p = f * -0.1744469851 + 0.2873367965
-    p = p * f - 0.2990453541
-    p = p * f + 0.3312478662
-    p = p * f - 0.3991366625
-    p = p * f + 0.5000414848
-    p = p * f - 0.6666837335
-    p = p * f + 0.9999997616
-    p = p * f - 2.0
+    twice = (word ^ sign).to(tl.float32) * 4.656612873077393e-10 + 2.3283064365386963e-10
+    bits = twice.to(tl.int32, bitcast=True)
+    mantissa = ((bits & 0x7FFFFF) | 0x3F000000).to(tl.float32, bitcast=True)
+    f = tl.where(sign != 0, twice * -0.5, mantissa - 1.0)
+    exponent = ((bits >> 23) - 127) & ~sign
+    p = f * 2.36163163 + 2.14767051
+    p = p * f + 1.55932653
+    p = p * f - 0.080431506
+    p = p * f + 0.54360491
+    p = p * f - 0.663818896
+    p = p * f + 1.00006878
+    p = p * f - 1.99999976
     radius = tl.sqrt_rn(exponent.to(tl.float32) * -1.3862943611 + p * f)
 
     y = (angle_word << 2).to(tl.int32, bitcast=True).to(tl.float32) * 2.3283064365386963e-10
     y2 = y * y
-    s = y2 * -0.00460165786 + 0.0796800330
-    s = s * y2 - 0.645963490
+    s = y2 * -0.00459597912 + 0.0796831846
+    s = s * y2 - 0.645964622
     s = (s * y2 + 1.57079637) * y
-    c = y2 * 0.000904021668 - 0.0208602883
-    c = c * y2 + 0.253669232
-    c = c * y2 - 1.23370051
+    c = y2 * -0.020427959 + 0.253607005
+    c = c * y2 - 1.23369801
     c = c * y2 + 1.0
     quadrant = ((angle_word.to(tl.int64) + 0x20000000) >> 30).to(tl.int32) & 3
     odd = (quadrant & 1) != 0

@@ -33,15 +33,12 @@ def _diffuse_pair_kernel(
     CHANNELS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    sample = tl.program_id(0) // programs
-    block = tl.program_id(0) % programs
-    counters, offsets, mask = elements(block, channels, pixels, LAYOUT, CHANNELS, BLOCK)
+    sample, counters, offsets, mask = elements(programs, channels, pixels, LAYOUT, CHANNELS, BLOCK)
     t = tl.load(t_ptr + sample)
-    base = sample.to(tl.int64) * channels * pixels
-    x0 = tl.load(x0_ptr + base + offsets, mask=mask).to(tl.float32)
+    x0 = tl.load(x0_ptr + offsets, mask=mask).to(tl.float32)
     if GIVEN:
-        noise_t = tl.load(noise_t_ptr + base + offsets, mask=mask).to(tl.float32)
-        noise_next = tl.load(noise_next_ptr + base + offsets, mask=mask).to(tl.float32)
+        noise_t = tl.load(noise_t_ptr + offsets, mask=mask).to(tl.float32)
+        noise_next = tl.load(noise_next_ptr + offsets, mask=mask).to(tl.float32)
     else:
         seed = tl.load(seeds_ptr + sample)
         noise_t = normals(counters, seed, stream_t, step, LAYOUT)
@@ -53,8 +50,8 @@ def _diffuse_pair_kernel(
     x_t = a_cum * x0 + sigma_cum * noise_t
     x_next = a * x_t + sigma * noise_next
     dtype = x_t_ptr.dtype.element_ty
-    tl.store(x_t_ptr + base + offsets, x_t.to(dtype), mask=mask)
-    tl.store(x_next_ptr + base + offsets, x_next.to(dtype), mask=mask)
+    tl.store(x_t_ptr + offsets, x_t.to(dtype), mask=mask)
+    tl.store(x_next_ptr + offsets, x_next.to(dtype), mask=mask)
 
 
 def forward(

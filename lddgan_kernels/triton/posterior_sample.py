@@ -30,23 +30,20 @@ def _posterior_sample_kernel(
     CHANNELS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    sample = tl.program_id(0) // programs
-    block = tl.program_id(0) % programs
-    counters, offsets, mask = elements(block, channels, pixels, LAYOUT, CHANNELS, BLOCK)
+    sample, counters, offsets, mask = elements(programs, channels, pixels, LAYOUT, CHANNELS, BLOCK)
     t = tl.load(t_ptr + sample)
     c1 = table_at(coef1_ptr, t, num_steps, 0)
     c2 = table_at(coef2_ptr, t, num_steps, 0)
     deviation = tl.exp(0.5 * table_at(log_variance_ptr, t, num_steps, 0))
     deviation = tl.where(t == 0, 0.0, deviation)
-    base = sample.to(tl.int64) * channels * pixels
-    x0 = tl.load(x0_ptr + base + offsets, mask=mask).to(tl.float32)
-    x_next = tl.load(x_next_ptr + base + offsets, mask=mask).to(tl.float32)
+    x0 = tl.load(x0_ptr + offsets, mask=mask).to(tl.float32)
+    x_next = tl.load(x_next_ptr + offsets, mask=mask).to(tl.float32)
     if GIVEN:
-        noise = tl.load(noise_ptr + base + offsets, mask=mask).to(tl.float32)
+        noise = tl.load(noise_ptr + offsets, mask=mask).to(tl.float32)
     else:
         noise = normals(counters, tl.load(seeds_ptr + sample), stream, step, LAYOUT)
     out = c1 * x0 + c2 * x_next + deviation * noise
-    tl.store(out_ptr + base + offsets, out.to(out_ptr.dtype.element_ty), mask=mask)
+    tl.store(out_ptr + offsets, out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit

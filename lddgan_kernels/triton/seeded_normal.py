@@ -24,12 +24,9 @@ def _seeded_normal_kernel(
     CHANNELS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    sample = tl.program_id(0) // programs
-    block = tl.program_id(0) % programs
-    counters, offsets, mask = elements(block, channels, pixels, LAYOUT, CHANNELS, BLOCK)
+    sample, counters, offsets, mask = elements(programs, channels, pixels, LAYOUT, CHANNELS, BLOCK)
     seed = tl.load(seeds_ptr + sample)
     noise = normals(counters, seed, stream, step, LAYOUT)
-    out_ptr += sample.to(tl.int64) * channels * pixels
     tl.store(out_ptr + offsets, noise.to(out_ptr.dtype.element_ty), mask=mask)
 
 

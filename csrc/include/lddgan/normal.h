@@ -10,167 +10,308 @@
 
 namespace lddgan::LDDGAN_ISA {
 
-struct VectorMath {
-  using F = Vec;
-  using I = VecI;
-  using U = VecU;
-
-  static LDDGAN_INLINE F to_float(I x) { return __builtin_convertvector(x, F); }
-  static LDDGAN_INLINE I bits(F x) { return (I)x; }
-  static LDDGAN_INLINE F from_bits(I x) { return (F)x; }
-  static LDDGAN_INLINE F select(I mask, F yes, F no) { return mask ? yes : no; }
-  static LDDGAN_INLINE F sqrt(F x) {
+// As many vectors as are worked on in step, each operation on all of them, to hide its latency: the
+// processor looks ahead less far than one vector's chain of operations is long.
 #if defined(__AVX512F__)
-    return (F)_mm512_sqrt_ps((__m512)x);
-#elif defined(__AVX2__)
-    return (F)_mm256_sqrt_ps((__m256)x);
+constexpr int kTogether = 4;
 #else
-    for (int i = 0; i < kWidth; ++i) x[i] = __builtin_sqrtf(x[i]);
-    return x;
+constexpr int kTogether = 2;  // 16 registers
 #endif
+
+template <typename V>
+struct Together {
+  using Lane = std::remove_reference_t<decltype(V{}[0])>;
+  V v[kTogether];
+
+  LDDGAN_INLINE Together() = default;
+  LDDGAN_INLINE Together(Lane x) {
+    for (V& each : v) each = x - V{};
+  }
+  template <typename W>  // the same bits
+  LDDGAN_INLINE explicit Together(const Together<W>& other) {
+    for (int k = 0; k < kTogether; ++k) v[k] = (V)other.v[k];
+  }
+
+  template <typename F, typename... Others>
+  static LDDGAN_INLINE Together of(const F& f, const Others&... others) {
+    Together out;
+    for (int k = 0; k < kTogether; ++k) out.v[k] = f(others.v[k]...);
+    return out;
+  }
+
+  friend LDDGAN_INLINE Together operator+(Together a, Together b) {
+    return of([](V x, V y) { return x + y; }, a, b);
+  }
+  friend LDDGAN_INLINE Together operator-(Together a, Together b) {
+    return of([](V x, V y) { return x - y; }, a, b);
+  }
+  friend LDDGAN_INLINE Together operator*(Together a, Together b) {
+    return of([](V x, V y) { return x * y; }, a, b);
+  }
+  friend LDDGAN_INLINE Together operator&(Together a, Together b) {
+    return of([](V x, V y) { return x & y; }, a, b);
+  }
+  friend LDDGAN_INLINE Together operator|(Together a, Together b) {
+    return of([](V x, V y) { return x | y; }, a, b);
+  }
+  friend LDDGAN_INLINE Together operator^(Together a, Together b) {
+    return of([](V x, V y) { return x ^ y; }, a, b);
+  }
+  friend LDDGAN_INLINE Together operator~(Together a) {
+    return of([](V x) { return ~x; }, a);
+  }
+  friend LDDGAN_INLINE Together operator<<(Together a, int count) {
+    return of([=](V x) { return x << count; }, a);
+  }
+  friend LDDGAN_INLINE Together operator>>(Together a, int count) {
+    return of([=](V x) { return x >> count; }, a);
+  }
+  friend LDDGAN_INLINE Together<VecI> operator!=(Together a, Lane b) {
+    return Together<VecI>::of([=](V x) { return (VecI)(x != b); }, a);
   }
 };
 
-// One noise of one sample: everything of the counter and key but the element.
-struct PhiloxStream {
-  uint64_t key0[kPhiloxRounds], key1[kPhiloxRounds];  // 64-bit: one broadcasting operand each
-  uint32_t stream, step;
+struct VectorMath {
+  using F = Together<Vec>;
+  using I = Together<VecI>;
+  using U = Together<VecU>;
 
-  LDDGAN_INLINE PhiloxStream(int64_t seed, uint32_t stream, uint32_t step)
-      : stream(stream), step(step) {
+  static LDDGAN_INLINE F to_float(I x) {
+    return F::of([](VecI x) { return __builtin_convertvector(x, Vec); }, x);
+  }
+  static LDDGAN_INLINE I bits(F x) { return I(x); }
+  static LDDGAN_INLINE F from_bits(I x) { return F(x); }
+  static LDDGAN_INLINE F select(I mask, F yes, F no) {
+    return F::of([](VecI mask, Vec yes, Vec no) { return mask ? yes : no; }, mask, yes, no);
+  }
+  static LDDGAN_INLINE F sqrt(F x) { return F::of(LDDGAN_ISA::sqrt, x); }
+
+#if defined(__AVX512F__)
+  static LDDGAN_INLINE F with_sign(F x, U sign) {  // x | sign & 2^31
+    return F::of(
+        [](Vec x, VecU sign) {
+          return (Vec)_mm512_ternarylogic_epi32((__m512i)x, (__m512i)sign,
+                                                _mm512_set1_epi32(INT32_MIN), 0xf8);
+        },
+        x, sign);
+  }
+  static LDDGAN_INLINE F select_bit(U word, uint32_t bit, F yes, F no) {
+    return F::of(
+        [=](VecU word, Vec yes, Vec no) {
+          __mmask16 set = _mm512_test_epi32_mask((__m512i)word, _mm512_set1_epi32(int(bit)));
+          return (Vec)_mm512_mask_blend_ps(set, (__m512)no, (__m512)yes);
+        },
+        word, yes, no);
+  }
+  static LDDGAN_INLINE void split(U word, F& f, F& exponent) {
+    __m512 twice[kTogether];
+    __mmask16 large[kTogether];
+    for (int k = 0; k < kTogether; ++k) {
+      __m512i x = (__m512i)word.v[k];
+      large[k] = _mm512_movepi32_mask(x);
+      x = _mm512_mask_xor_epi32(x, large[k], x, _mm512_set1_epi32(-1));
+      twice[k] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(x), _mm512_set1_ps(0x1p-31f),
+                                 _mm512_set1_ps(0x1p-32f));
+    }
+    for (int k = 0; k < kTogether; ++k) {
+      __m512 m = _mm512_getmant_ps(twice[k], _MM_MANT_NORM_p5_1, _MM_MANT_SIGN_src);
+      m = _mm512_sub_ps(m, _mm512_set1_ps(1.0f));
+      f.v[k] = (Vec)_mm512_mask_mul_ps(m, large[k], twice[k], _mm512_set1_ps(-0.5f));
+      exponent.v[k] = (Vec)_mm512_maskz_getexp_ps(_knot_mask16(large[k]), twice[k]);
+    }
+  }
+#else
+  static LDDGAN_INLINE F with_sign(F x, U sign) { return F(I(x) | I(sign & 0x80000000u)); }
+  static LDDGAN_INLINE F select_bit(U word, uint32_t bit, F yes, F no) {
+    return select((word & bit) != 0, yes, no);
+  }
+  static LDDGAN_INLINE void split(U word, F& f, F& exponent) {
+    lddgan::split<VectorMath>(word, f, exponent);
+  }
+#endif
+};
+
+// Philox state lies in 64-bit lanes, one a counter, whose upper halves are ignored: the multiplier
+// reads lower halves only, so a product serves as the low word and, shifted, as the high one.
+typedef uint64_t VecL __attribute__((vector_size(kWidth * 4), may_alias));
+
+LDDGAN_INLINE VecL multiply(VecL a, uint32_t b) {
+#if defined(__AVX512F__)
+  return (VecL)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64(b));
+#elif defined(__AVX2__)
+  return (VecL)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(b));
+#elif defined(__SSE2__)
+  return (VecL)_mm_mul_epu32((__m128i)a, _mm_set1_epi64x(b));
+#else
+  return (a & 0xffffffffu) * b;
+#endif
+}
+
+LDDGAN_INLINE VecL exclusive_or(VecL a, VecL b, VecL c) {
+#if defined(__AVX512F__)
+  return (VecL)_mm512_ternarylogic_epi64((__m512i)a, (__m512i)b, (__m512i)c, 0x96);
+#else
+  return a ^ b ^ c;
+#endif
+}
+
+// Lower halves of a and b, or upper ones, side by side: those of a below.
+LDDGAN_INLINE VecU join_low(VecL a, VecL b) {
+#if defined(__AVX512F__)
+  return (VecU)_mm512_mask_shuffle_epi32((__m512i)a, 0xaaaa, (__m512i)b, _MM_PERM_CCAA);
+#else
+  return (VecU)((a & 0xffffffffu) | (b << 32));
+#endif
+}
+LDDGAN_INLINE VecU join_high(VecL a, VecL b) {
+#if defined(__AVX512F__)
+  return (VecU)_mm512_mask_shuffle_epi32((__m512i)b, 0x5555, (__m512i)a, _MM_PERM_DDBB);
+#else
+  return (VecU)((a >> 32) | (b & ~uint64_t(0xffffffffu)));
+#endif
+}
+
+// One noise of one sample: everything of the counter and key but the element. What the first two
+// rounds make of constants alone is here; 64-bit, so that each is one broadcasting operand.
+struct PhiloxStream {
+  uint64_t key0[kPhiloxRounds], key1[kPhiloxRounds];
+  uint64_t last_keys;                  // the last round's, side by side
+  uint64_t second0, second2, second3;  // what the second round combines with words 0, 2; word 3
+
+  LDDGAN_INLINE PhiloxStream(int64_t seed, uint32_t stream, uint32_t step) {
     key0[0] = uint32_t(seed);
     key1[0] = uint32_t(uint64_t(seed) >> 32);
     for (int round = 1; round < kPhiloxRounds; ++round) {
       key0[round] = uint32_t(key0[round - 1] + kPhiloxKeyStep0);
       key1[round] = uint32_t(key1[round - 1] + kPhiloxKeyStep1);
     }
+    uint64_t product = uint64_t(kPhiloxMultiplier1) * step;
+    uint32_t word0 = uint32_t(product >> 32) ^ stream ^ uint32_t(key0[0]);
+    second0 = uint32_t(product) ^ key0[1];
+    product = uint64_t(kPhiloxMultiplier0) * word0;
+    second2 = (product >> 32) ^ key1[1];
+    second3 = uint32_t(product);
+    constexpr int kLast = kPhiloxRounds - 1;
+    last_keys = key1[kLast] << 32 | key0[kLast];
   }
 };
 
-constexpr int kNormals = 4 * kWidth;  // made at once
-
-// Of four vectors, 128-bit block by 128-bit block, the transposed 4x4 matrix.
-template <typename Pattern, int... I>
-LDDGAN_INLINE Vec shuffle(Vec a, Vec b, std::integer_sequence<int, I...>) {
-#if defined(__clang__) || __GNUC__ >= 12
-  return __builtin_shufflevector(a, b, Pattern::at(I)...);
-#else
-  return __builtin_shuffle(a, b, VecI{Pattern::at(I)...});
-#endif
-}
-
-template <int kHalf>
-struct Unpack {  // a2h b2h a2h+1 b2h+1
-  static constexpr int at(int i) {
-    return i - i % 4 + 2 * kHalf + i % 4 / 2 + (i % 2 ? kWidth : 0);
+// Radius and angle words of kTogether times kWidth / 2 counters: of each counter words 0 and 2, and
+// 1 and 3, side by side.
+LDDGAN_INLINE void philox(const PhiloxStream& s, const VecL (&counter)[kTogether],
+                          Together<VecU>& radius, Together<VecU>& angle) {
+  VecL c0[kTogether], c1[kTogether], c2[kTogether], c3[kTogether];
+  for (int k = 0; k < kTogether; ++k) {
+    VecL first = multiply(counter[k], kPhiloxMultiplier0);
+    c1[k] = multiply((first >> 32) ^ (VecL{} + s.key1[0]), kPhiloxMultiplier1);
+    c2[k] = first ^ (VecL{} + s.second2);
   }
-};
-
-template <int kHalf>
-struct Join {  // a2h a2h+1 b2h b2h+1
-  static constexpr int at(int i) {
-    return i - i % 4 + 2 * kHalf + i % 2 + (i % 4 / 2 ? kWidth : 0);
+  for (int k = 0; k < kTogether; ++k) {
+    c0[k] = (c1[k] >> 32) ^ (VecL{} + s.second0);
+    c3[k] = VecL{} + s.second3;
   }
-};
-
-LDDGAN_INLINE void transpose_blocks(Vec (&v)[4]) {
-  constexpr auto all = std::make_integer_sequence<int, kWidth>();
-  Vec low01 = shuffle<Unpack<0>>(v[0], v[1], all), high01 = shuffle<Unpack<1>>(v[0], v[1], all);
-  Vec low23 = shuffle<Unpack<0>>(v[2], v[3], all), high23 = shuffle<Unpack<1>>(v[2], v[3], all);
-  v[0] = shuffle<Join<0>>(low01, low23, all);
-  v[1] = shuffle<Join<1>>(low01, low23, all);
-  v[2] = shuffle<Join<0>>(high01, high23, all);
-  v[3] = shuffle<Join<1>>(high01, high23, all);
-}
-
-// The counter that a lane computes, so that transpose_blocks leaves elements in order.
-constexpr uint32_t lane_counter(int lane) { return kWidth / 4 * (lane % 4) + lane / 4; }
-
-#if defined(__AVX2__)
-// Philox state is kept in 64-bit lanes whose upper halves are ignored: the multiplier reads lower
-// halves only, so a product serves as the low word and, shifted, as the high one.
-typedef uint64_t VecL __attribute__((vector_size(kWidth * 4), may_alias));
-
-LDDGAN_INLINE VecL multiply(VecL a, uint32_t b) {
-#if defined(__AVX512F__)
-  return (VecL)_mm512_mul_epu32((__m512i)a, _mm512_set1_epi64(b));
-#else
-  return (VecL)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(b));
-#endif
-}
-
-LDDGAN_INLINE void philox_rounds(const PhiloxStream& s, VecL counter, VecL (&words)[4]) {
-  VecL c0 = counter, c1 = VecL{} + s.stream, c2 = VecL{} + s.step, c3 = VecL{};
-  for (int round = 0; round < kPhiloxRounds; ++round) {
-    VecL first = multiply(c0, kPhiloxMultiplier0), second = multiply(c2, kPhiloxMultiplier1);
-    c0 = (second >> 32) ^ c1 ^ (VecL{} + s.key0[round]);
-    c2 = (first >> 32) ^ c3 ^ (VecL{} + s.key1[round]);
-    c1 = second;
-    c3 = first;
+  for (int round = 2; round < kPhiloxRounds - 1; ++round) {
+    for (int k = 0; k < kTogether; ++k) {
+      VecL first = multiply(c0[k], kPhiloxMultiplier0);
+      VecL second = multiply(c2[k], kPhiloxMultiplier1);
+      c0[k] = exclusive_or(second >> 32, c1[k], VecL{} + s.key0[round]);
+      c2[k] = exclusive_or(first >> 32, c3[k], VecL{} + s.key1[round]);
+      c1[k] = second;
+      c3[k] = first;
+    }
   }
-  words[0] = c0, words[1] = c1, words[2] = c2, words[3] = c3;
-}
-
-LDDGAN_INLINE void philox(const PhiloxStream& s, uint32_t first, VecU (&words)[4]) {
-  VecL even, odd, even_words[4], odd_words[4];
-  for (int i = 0; i < kWidth / 2; ++i) {
-    even[i] = lane_counter(2 * i);
-    odd[i] = lane_counter(2 * i + 1);
-  }
-  philox_rounds(s, even + first, even_words);
-  philox_rounds(s, odd + first, odd_words);
-  for (int i = 0; i < 4; ++i) {
-    words[i] = (VecU)((even_words[i] & 0xffffffffu) | (odd_words[i] << 32));
+  for (int k = 0; k < kTogether; ++k) {
+    VecL first = multiply(c0[k], kPhiloxMultiplier0);
+    VecL second = multiply(c2[k], kPhiloxMultiplier1);
+    radius.v[k] = (VecU)exclusive_or((VecL)join_high(second, first), (VecL)join_low(c1[k], c3[k]),
+                                     VecL{} + s.last_keys);
+    angle.v[k] = join_low(second, first);
   }
 }
-#else
-LDDGAN_INLINE void philox(const PhiloxStream& s, uint32_t first, VecU (&words)[4]) {
-  for (int lane = 0; lane < kWidth; ++lane) {
-    uint32_t w[4] = {first + lane_counter(lane), s.stream, s.step, 0};
-    philox4x32(w, uint32_t(s.key0[0]), uint32_t(s.key1[0]));
-    for (int i = 0; i < 4; ++i) words[i][lane] = w[i];
-  }
-}
-#endif
+
+constexpr int kNormals = 2 * kWidth * kTogether;  // made at once
+
+// The counter, of kWidth / 2, in a 64-bit lane: those of even lanes, then those of odd ones.
+constexpr uint64_t lane_counter(int lane) { return kWidth / 4 * (lane % 2) + lane / 2; }
 
 // The kNormals elements from 4 * `first` on.
-LDDGAN_INLINE void normals(const PhiloxStream& s, uint32_t first, Vec (&out)[4]) {
-  VecU words[4];
-  philox(s, first, words);
-  box_muller<VectorMath>(words[0], words[1], out[0], out[1]);
-  box_muller<VectorMath>(words[2], words[3], out[2], out[3]);
-  transpose_blocks(out);
+LDDGAN_INLINE void normals(const PhiloxStream& s, uint32_t first, Vec (&out)[2 * kTogether]) {
+  VecL counter[kTogether];
+  for (int i = 0; i < kWidth / 2; ++i) counter[0][i] = lane_counter(i);
+  counter[0] += first;
+  for (int k = 1; k < kTogether; ++k) counter[k] = counter[0] + k * kWidth / 2;
+  Together<VecU> radius, angle;
+  philox(s, counter, radius, angle);
+  Together<Vec> cosine, sine;
+  box_muller<VectorMath>(radius, angle, cosine, sine);
+  for (int k = 0; k < kTogether; ++k) {
+    // In blocks of four lanes: elements 0, 2 of one counter, 0, 2 of the next; and 1, 3, 1, 3.
+    out[2 * k] = shuffle<[](int i) { return i / 4 * 4 + i % 4 / 2 + i % 2 * kWidth; }>(cosine.v[k],
+                                                                                       sine.v[k]);
+    out[2 * k + 1] = shuffle<[](int i) { return i / 4 * 4 + 2 + i % 4 / 2 + i % 2 * kWidth; }>(
+        cosine.v[k], sine.v[k]);
+  }
 }
 
-// Memory positions of a sample that are worked on together: they fit the first-level cache and are
-// whole pixels, in multiples of kNormals.
+// Memory positions of a sample that are worked on together: whole pixels, in multiples of kNormals.
 int64_t noise_chunk(const Batch& batch);
 
-// A thread's buffers for `slots` noises of one chunk.
-class NoiseBuffer {
+// A thread's means of making noise in memory order.
+class NoiseSource {
  public:
-  NoiseBuffer(const Batch& batch, int slots);
-  ~NoiseBuffer();
-  NoiseBuffer(const NoiseBuffer&) = delete;
+  NoiseSource(const Batch& batch, int streams);
+  ~NoiseSource();
+  NoiseSource(const NoiseSource&) = delete;
 
-  // The noise of the memory positions [begin, end) of a sample, in memory order; `begin` is a
-  // multiple of the chunk. Valid until the slot's next filling.
-  const float* fill(int slot, const PhiloxStream& s, int64_t begin, int64_t end);
+  // Calls f(i, noise, count) for the memory positions begin + i of a sample: noise[k] is a vector
+  // of stream k, count Full or how many of its elements count. `begin` is a multiple of the chunk
+  // and [begin, end) no longer than one.
+  template <int kStreams, typename F>
+  LDDGAN_INLINE void each(const PhiloxStream (&streams)[kStreams], int64_t begin, int64_t end,
+                          const F& f) {
+    int64_t count = end - begin, i = 0;
+    if (batch_.channels_last) {
+      for (int k = 0; k < kStreams; ++k) fill(k, streams[k], begin, end);
+    } else {
+      for (; i + kNormals <= count; i += kNormals) {
+        Vec made[kStreams][2 * kTogether];
+        for (int k = 0; k < kStreams; ++k) normals(streams[k], uint32_t((begin + i) / 4), made[k]);
+        for (int j = 0; j < 2 * kTogether; ++j) {
+          Vec noise[kStreams];
+          for (int k = 0; k < kStreams; ++k) noise[k] = made[k][j];
+          f(i + j * kWidth, noise, Full{});
+        }
+      }
+      if (i == count) return;
+      for (int k = 0; k < kStreams; ++k) {
+        fill_run(streams[k], uint32_t((begin + i) / 4), count - i, slot(k) + i);
+      }
+    }
+    for_vectors(count - i, [&](int64_t j, auto rest) {
+      Vec noise[kStreams];
+      for (int k = 0; k < kStreams; ++k) noise[k] = load(slot(k) + i + j);
+      f(i + j, noise, rest);
+    });
+  }
 
  private:
-  void fill_pixel_major(const PhiloxStream& s, int64_t begin, int64_t end, float* noise);
+  float* slot(int k) { return noise_ + k * slot_; }
+  // Stream `k`'s noise of [begin, end) into its slot, where channels_last.
+  void fill(int k, const PhiloxStream& s, int64_t begin, int64_t end);
+  // The elements from 4 * `first` on, at least `count` and at most kNormals - 1 more.
+  static void fill_run(const PhiloxStream& s, uint32_t first, int64_t count, float* out);
 
   const Batch& batch_;
-  int64_t slot_ = 0;        // room for one slot's noise
+  int64_t slot_ = 0;        // room for one stream's noise
   int64_t run_ = 0;         // channels_last: room for one channel's elements of a chunk
-  float* noise_ = nullptr;  // slot by slot, in memory order
+  float* noise_ = nullptr;  // stream by stream, in memory order
   float* runs_ = nullptr;   // channels_last: channel by channel
 };
 
-// Calls body(buffer, sample, begin, end) for the chunks of all samples, over threads, with a buffer
-// of `slots`.
+// Calls body(source, sample, begin, end) for the chunks of all samples, over threads, with a source
+// for `streams` at once.
 template <typename F>
-LDDGAN_INLINE void for_each_chunk(const Batch& batch, int slots, const F& body) {
+LDDGAN_INLINE void for_each_chunk(const Batch& batch, int streams, const F& body) {
   constexpr int64_t kGrain = 8192;  // elements a thread; below, waking a thread costs more
   int64_t size = batch.channels * batch.pixels;
   if (size == 0) return;
@@ -179,11 +320,11 @@ LDDGAN_INLINE void for_each_chunk(const Batch& batch, int slots, const F& body) 
   int64_t chunks = (size + chunk - 1) / chunk;
   parallel_for(batch.samples * chunks, (kGrain + chunk - 1) / chunk,
                [&](int64_t first, int64_t last) {
-                 NoiseBuffer buffer(batch, slots);
+                 NoiseSource source(batch, streams);
                  for (int64_t i = first; i < last; ++i) {
                    int64_t begin = i % chunks * chunk;
                    int64_t end = begin + chunk < size ? begin + chunk : size;
-                   body(buffer, i / chunks, begin, end);
+                   body(source, i / chunks, begin, end);
                  }
                });
 }

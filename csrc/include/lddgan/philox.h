@@ -38,6 +38,20 @@ LDDGAN_SHARED void philox4x32(uint32_t (&words)[4], uint32_t key0, uint32_t key1
   }
 }
 
+// u = (word + 1/2) / 2^32 = 2^exponent (1 + f), f in [-1/2, 0]. Where u > 1/2, what is known
+// exactly is 1 - u: there f is minus that and the exponent 0, so that log u keeps its digits next
+// to u = 1.
+template <typename Math>
+LDDGAN_SHARED void split(typename Math::U word, typename Math::F& f, typename Math::F& exponent) {
+  using I = typename Math::I;
+  I sign = I(word) >> 31;
+  typename Math::F twice = Math::to_float(I(word) ^ sign) * 0x1p-31f + 0x1p-32f;
+  I bits = Math::bits(twice);
+  f = Math::select(sign != 0, twice * -0.5f,
+                   Math::from_bits((bits & 0x7fffff) | 0x3f000000) - 1.0f);
+  exponent = Math::to_float(((bits >> 23) - 127) & ~sign);
+}
+
 struct ScalarMath {
   using F = float;
   using I = int32_t;
@@ -55,6 +69,12 @@ struct ScalarMath {
     return value;
   }
   LDDGAN_SHARED F select(bool mask, F yes, F no) { return mask ? yes : no; }
+  LDDGAN_SHARED F select_bit(U word, uint32_t bit, F yes, F no) { return word & bit ? yes : no; }
+  // x >= 0 with the highest bit of `sign`.
+  LDDGAN_SHARED F with_sign(F x, U sign) { return from_bits(bits(x) | I(sign & 0x80000000u)); }
+  LDDGAN_SHARED void split(U word, F& f, F& exponent) {
+    lddgan::split<ScalarMath>(word, f, exponent);
+  }
   LDDGAN_SHARED F sqrt(F x) {
 #if defined(__CUDA_ARCH__)
     // One Newton step on the fast reciprocal root; x is never 0 here.
@@ -75,45 +95,33 @@ LDDGAN_SHARED void box_muller(typename Math::U radius_word, typename Math::U ang
   using I = typename Math::I;
   using U = typename Math::U;
 
-  // -2 log u = exponent * (-2 log 2) - 2 log(1 + f) with 1 + f in [sqrt(1/2), sqrt(2)). Where
-  // u > 1/2, a = 1 - u is what is known exactly, and next to 1 the logarithm is taken of it: f =
-  // -a.
-  I word = I(radius_word);
-  I sign = word >> 31;
-  F a = Math::to_float(word ^ sign) * 0x1p-32f + 0x1p-33f;
-  F u = Math::select(sign != 0, 1.0f - a, a);
-  I offset = Math::bits(u) - 0x3f3504f3;  // the bits of sqrt(1/2)
-  I exponent = offset >> 23;
-  F f = Math::select(exponent == 0, -a, Math::from_bits(Math::bits(u) - (exponent << 23)) - 1.0f);
-  // Minimax polynomial of -2 log(1 + f) / f, relative error 3e-8.
-  F p = f * -0.1744469851f + 0.2873367965f;
-  p = p * f - 0.2990453541f;
-  p = p * f + 0.3312478662f;
-  p = p * f - 0.3991366625f;
-  p = p * f + 0.5000414848f;
-  p = p * f - 0.6666837335f;
-  p = p * f + 0.9999997616f;
-  p = p * f - 2.0f;
-  F radius = Math::sqrt(Math::to_float(exponent) * -1.3862943611f + p * f);
+  F f, exponent;
+  Math::split(radius_word, f, exponent);
+  // Minimax polynomial of -2 log(1 + f) / f, relative error 1.5e-7.
+  F p = f * 2.36163163f + 2.14767051f;
+  p = p * f + 1.55932653f;
+  p = p * f - 0.080431506f;
+  p = p * f + 0.54360491f;
+  p = p * f - 0.663818896f;
+  p = p * f + 1.00006878f;
+  p = p * f - 1.99999976f;
+  F radius = Math::sqrt(p * f + exponent * -1.3862943611f);
 
   // The angle is a quadrant and y in [-1/2, 1/2) of a right angle, split exactly in integers.
   F y = Math::to_float(I(angle_word << 2)) * 0x1p-32f;
   F y2 = y * y;
-  F s = y2 * -0.00460165786f + 0.0796800330f;
-  s = s * y2 - 0.645963490f;
+  F s = y2 * -0.00459597912f + 0.0796831846f;
+  s = s * y2 - 0.645964622f;
   s = (s * y2 + 1.57079637f) * y;
-  F c = y2 * 0.000904021668f - 0.0208602883f;
-  c = c * y2 + 0.253669232f;
-  c = c * y2 - 1.23370051f;
+  F c = y2 * -0.020427959f + 0.253607005f;
+  c = c * y2 - 1.23369801f;
   c = c * y2 + 1.0f;
-  // Quadrant bits: the low one swaps sine and cosine, the high one negates the sine, and their
-  // exclusive or the cosine.
+  // Quadrants 1 and 3 swap sine and cosine; 2 and 3 negate the sine, 1 and 2 the cosine.
   U quadrant = angle_word + (1u << 29);
-  auto odd = I(quadrant << 1) < 0;
-  U sine_sign = quadrant & 0x80000000u;
-  U cosine_sign = (quadrant ^ (quadrant << 1)) & 0x80000000u;
-  first = radius * Math::from_bits(Math::bits(Math::select(odd, s, c)) ^ I(cosine_sign));
-  second = radius * Math::from_bits(Math::bits(Math::select(odd, c, s)) ^ I(sine_sign));
+  F sine_radius = Math::with_sign(radius, quadrant);
+  F cosine_radius = Math::with_sign(radius, angle_word + (3u << 29));
+  first = cosine_radius * Math::select_bit(quadrant, 1u << 30, s, c);
+  second = sine_radius * Math::select_bit(quadrant, 1u << 30, c, s);
 }
 
 }  // namespace lddgan
