@@ -29,6 +29,7 @@ def packs(x: Tensor, weight: Tensor) -> bool:
     return (
         _HAS_ONEDNN
         and not torch.is_grad_enabled()
+        and type(x) is Tensor  # no fake
         and x.device.type == "cpu"
         and x.dtype == weight.dtype
         and x.dtype in _DTYPES
