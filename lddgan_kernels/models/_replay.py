@@ -104,6 +104,10 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self.calls: list[tuple[Any, Any, Any, Any]] = []
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # keeping the compiler out would import it, a second's work
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
         if not all(isinstance(leaf, Tensor) for leaf in tree_leaves(output)):
