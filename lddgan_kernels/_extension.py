@@ -19,6 +19,11 @@ except ImportError as error:
     _error = str(error)
 
 
+def module() -> ModuleType | None:
+    """The compiled extension `_C`, where it is loaded."""
+    return _C
+
+
 def is_loaded() -> bool:
     """Whether the compiled extension `_C` is loaded."""
     return _C is not None

@@ -2,10 +2,12 @@
 #include <pybind11/pybind11.h>
 #include <torch/version.h>
 
+#include "direct.h"
 #include "lddgan/isa.h"
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "lddgan_kernels: compiled kernels, registered as torch.ops.lddgan.*";
+  lddgan::add_direct_calls(m.ptr());
   m.def("build_info", [] {
     pybind11::dict info;
     info["torch"] = TORCH_VERSION;
