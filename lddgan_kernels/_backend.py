@@ -9,7 +9,6 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -99,17 +98,6 @@ def unavailable(op: str, backend: str, x: Tensor, kernels: tuple[str, ...]) -> s
     return None
 
 
-def direct_calls(backend: str | None) -> ModuleType | None:
-    """The extension's functions for plain CPU tensors; None where they must not be tried.
-
-    Each returns None for arguments that do not fit as they are (see python/direct.cpp); the long
-    way through checks and `select` then serves them.
-    """
-    if backend is not None or _default is not None or torch.compiler.is_compiling():
-        return None
-    return _extension.module()
-
-
 def select(op: str, x: Tensor, requested: str | None, kernels: tuple[str, ...]) -> str:
     """The backend that runs `op` on tensors like `x`.
 
@@ -128,9 +116,11 @@ def select(op: str, x: Tensor, requested: str | None, kernels: tuple[str, ...]) 
     """
     named = _default if requested is None else _check_name(requested, f"{op}: backend")
     if named is None:
-        # Off a GPU only the CPU kernel is a candidate; Triton's interpreter must be named.
-        for backend in kernels if x.is_cuda else ("cpu",):
-            if backend in kernels and unavailable(op, backend, x, kernels) is None:
+        if x.is_cpu:  # Triton's interpreter must be named
+            native = "cpu" in kernels and x.dtype in NATIVE_DTYPES and _extension.is_loaded()
+            return "cpu" if native else "reference"
+        for backend in kernels:
+            if unavailable(op, backend, x, kernels) is None:
                 return backend
         return "reference"
     reason = unavailable(op, named, x, kernels)

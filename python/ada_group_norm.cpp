@@ -67,15 +67,19 @@ void attach_statistics(AdaGroupNormArgs& a, float* statistics) {
   a.rstd = statistics + a.samples * a.groups;
 }
 
+at::Tensor empty_output(const AdaGroupNormArgs& a, const at::Tensor& x) {
+  auto layout = a.channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+  return at::empty({a.samples, a.channels1 + a.channels2, x.size(2), x.size(3)},
+                   x.options().memory_format(layout));
+}
+
 template <typename Launch>
 std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& x, const Optional& x2,
                                            const Optional& bias, const at::Tensor& scale,
                                            const at::Tensor& shift, int64_t num_groups, double eps,
                                            bool silu, const Launch& run) {
   AdaGroupNormArgs a = prepare(x, x2, bias, scale, shift, num_groups, silu);
-  auto layout = a.channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
-  at::Tensor out = at::empty({a.samples, a.channels1 + a.channels2, x.size(2), x.size(3)},
-                             x.options().memory_format(layout));
+  at::Tensor out = empty_output(a, x);
   at::Tensor statistics = at::empty({2, a.samples, a.groups}, x.options().dtype(at::kFloat));
   if (out.numel() == 0) return {out, statistics};
   a.out = out.mutable_data_ptr();
@@ -230,19 +234,43 @@ struct Forward : torch::autograd::Function<Forward> {
   }
 };
 
+// Kept off the tape where nothing needs it: an autograd node costs as much as a small map.
 at::Tensor with_gradient(const at::Tensor& x, const Optional& x2, const Optional& bias,
                          const at::Tensor& scale, const at::Tensor& shift, int64_t num_groups,
                          double eps, bool silu, at::IntArrayRef plan) {
-  return Forward::apply(x, x2, bias, scale, shift, num_groups, eps, silu, plan);
+  auto needs = [](const Optional& t) { return t && t->requires_grad(); };
+  if (at::GradMode::is_enabled() && (x.requires_grad() || scale.requires_grad() ||
+                                     shift.requires_grad() || needs(x2) || needs(bias))) {
+    return Forward::apply(x, x2, bias, scale, shift, num_groups, eps, silu, plan);
+  }
+  static auto op = c10::Dispatcher::singleton()
+                       .findSchemaOrThrow(LDDGAN_NAMESPACE "::ada_group_norm", "")
+                       .typed<decltype(with_gradient)>();
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return op.call(x, x2, bias, scale, shift, num_groups, eps, silu, plan);
 }
 
+at::Tensor without_gradient_cpu(const at::Tensor& x, const Optional& x2, const Optional& bias,
+                                const at::Tensor& scale, const at::Tensor& shift,
+                                int64_t num_groups, double eps, bool silu, at::IntArrayRef) {
+  const at::Tensor scale_ = adjacent(scale), shift_ = adjacent(shift);
+  const Optional bias_ = adjacent(bias);
+  AdaGroupNormArgs a = prepare(x, x2, bias_, scale_, shift_, num_groups, silu);
+  at::Tensor out = empty_output(a, x);
+  if (out.numel() == 0) return out;
+  a.out = out.mutable_data_ptr();
+  a.eps = float(eps);
+  cpu::ada_group_norm_forward(a);
+  return out;
+}
+
+#ifdef LDDGAN_CUDA
 at::Tensor without_gradient(const at::Tensor& x, const Optional& x2, const Optional& bias,
                             const at::Tensor& scale, const at::Tensor& shift, int64_t num_groups,
                             double eps, bool silu, at::IntArrayRef plan) {
   return std::get<0>(call_forward(x, x2, bias, scale, shift, num_groups, eps, silu, plan));
 }
 
-#ifdef LDDGAN_CUDA
 // `plan` is (onchip, groups, parts) of forward and of backward, from ops/_norm_plan.py.
 AdaGroupNormPlan plan_of(at::IntArrayRef plan, size_t first, const AdaGroupNormArgs& a,
                          int64_t floats_per_group, const at::Tensor& x, at::Tensor& workspace) {
@@ -304,7 +332,7 @@ TORCH_LIBRARY_FRAGMENT(lddgan, m) {
 }
 TORCH_LIBRARY_IMPL(lddgan, Autograd, m) { m.impl("ada_group_norm", with_gradient); }
 TORCH_LIBRARY_IMPL(lddgan, CPU, m) {
-  m.impl("ada_group_norm", without_gradient);
+  m.impl("ada_group_norm", without_gradient_cpu);
   m.impl("ada_group_norm_forward", forward_cpu);
   m.impl("ada_group_norm_backward", backward_cpu);
 }

@@ -43,120 +43,158 @@ struct Moments {
   }
 };
 
-struct Norm {
-  float delta;  // mean - pivot
-  float rstd;
-};
-
-LDDGAN_INLINE Norm finish(double s, double ss, int64_t count, double eps) {
-  double delta = s / double(count);
-  double variance = ss / double(count) - delta * delta;
-  return {float(delta), float(1.0 / __builtin_sqrt((variance > 0 ? variance : 0) + eps))};
+// From the sums of deviations from the pivots and of their squares: mean, rstd, and the mean's
+// deviation from the pivot.
+LDDGAN_INLINE void finish(const float* s, const float* ss, const float* pivot, int64_t groups,
+                          int64_t count, double eps, float* mean, float* rstd, float* delta) {
+  const double scale = 1.0 / double(count);
+  for (int64_t g = 0; g < groups; ++g) {
+    const double d = s[g] * scale;
+    const double variance = ss[g] * scale - d * d;
+    rstd[g] = float(1.0 / __builtin_sqrt((variance > 0 ? variance : 0) + eps));
+    delta[g] = float(d);
+    mean[g] = float(pivot[g] + d);
+  }
 }
 
-template <typename T, bool kSilu>
-LDDGAN_INLINE Vec activate(Vec u) {
-  return kSilu ? u * sigmoid_for<T>(u) : u;
+LDDGAN_INLINE void write_statistics(const AdaGroupNormArgs& a, int64_t first, int64_t groups,
+                                    const float* mean, const float* rstd) {
+  if (a.mean == nullptr) return;
+  for (int64_t g = 0; g < groups; ++g) a.mean[first + g] = mean[g], a.rstd[first + g] = rstd[g];
+}
+
+// The second pass on one or more vectors: y = act(affine(x)), affine(k, v) being the k-th one's.
+// Meanwhile `ahead` fetches what the first pass reads next.
+template <typename T, bool kSilu, bool kStream, typename Lanes, typename Affine>
+LDDGAN_INLINE void normalise(const T* x, T* y, int64_t ahead, Lanes lanes, const Affine& affine) {
+  constexpr int kCount = kVectorsOf<Lanes>;
+  constexpr int kLine = 64 / sizeof(T);
+  for (int i = 0; i < kCount * kWidth; i += kLine) __builtin_prefetch(x + i + ahead, 0, 2);
+  Vec u[kCount], s[kCount];
+  for (int k = 0; k < kCount; ++k) u[k] = affine(k, load(x + k * kWidth, lanes));
+  if constexpr (kSilu) sigmoid<T>(u, s);
+  for (int k = 0; k < kCount; ++k) {
+    const Vec value = kSilu ? u[k] * s[k] : u[k];
+    if constexpr (kStream) {
+      store_stream(y + k * kWidth, value);
+    } else {
+      store(y + k * kWidth, value, lanes);
+    }
+  }
 }
 
 // How far apart the vectors are that the pivot is taken from.
-constexpr int64_t kPivotStep = 4096;
+constexpr int64_t kPivotStep = 1024;
 
-// What the second pass needs of one group's channels.
-struct ChannelArrays {
-  float* q;     // pivot - bias
-  float* gain;  // scale * rstd
-  float* add;   // shift - delta * gain
+// Elements whose statistics are taken before their output is written: the reductions and roots of
+// several groups then overlap, and the second pass still finds its input in the cache.
+constexpr int64_t kBatch = 16384;
+
+// Neighbouring channels of a group that lie together in memory and share a bias: all or one each.
+struct Runs {
+  int64_t count, length;
+  Runs(const AdaGroupNormArgs& a, int64_t first, int64_t size) : count(1), length(size * a.pixels) {
+    if (a.bias.data != nullptr || (first < a.channels1 && first + size > a.channels1)) {
+      count = size, length = a.pixels;
+    }
+  }
 };
 
-// The first pass over a group of the contiguous layout; scale, shift and bias are sample n's.
+// One sample's rows and the statistics of a batch of its groups.
+struct Batch {
+  float *scale, *shift, *bias;         // of all channels
+  float *pivot, *mean, *rstd, *delta;  // of the groups
+  float *rows, *more_rows;             // a vector a group
+  float *s, *ss;
+};
+
+// The first pass over groups [first_group, first_group + groups) of sample n.
 template <typename T>
-void group_statistics(const AdaGroupNormArgs& a, int64_t item, const float* scale,
-                      const float* shift, const float* bias, ChannelArrays to) {
-  const int64_t size = (a.channels1 + a.channels2) / a.groups, pixels = a.pixels;
-  const int64_t n = item / a.groups, first = item % a.groups * size;
-  Vec sample = {};
-  int64_t sampled = 0;
-  for (int64_t c = first; c < first + size; ++c) {
-    const T* x = channel_row<const T>(a.x, a.x2, a, n, c);
-    for (int64_t i = 0; i < pixels; i += kPivotStep) {
-      int count = pixels - i < kWidth ? int(pixels - i) : kWidth;
-      Vec v = count == kWidth ? load(x + i) : load_tail(x + i, count);
-      sample += keep_first(v + bias[c], count);
-      sampled += count;
+void batch_statistics(const AdaGroupNormArgs& a, int64_t n, int64_t first_group, int64_t groups,
+                      const Batch& b) {
+  const int64_t size = (a.channels1 + a.channels2) / a.groups;
+  for (int64_t g = 0; g < groups; ++g) {
+    const int64_t first = (first_group + g) * size;
+    const Runs runs(a, first, size);
+    Vec sample = {};
+    int64_t sampled = 0;
+    for (int64_t c = first; c < first + runs.count; ++c) {
+      const T* x = channel_row<const T>(a.x, a.x2, a, n, c);
+      for (int64_t i = 0; i < runs.length; i += kPivotStep) {
+        const int count = runs.length - i < kWidth ? int(runs.length - i) : kWidth;
+        const Vec v = load_up_to(x + i, count) + b.bias[c];
+        sample += count == kWidth ? v : keep_first(v, count);
+        sampled += count;
+      }
     }
+    store(b.rows + g * kWidth, sample * (1.0f / float(sampled)));
   }
-  const float pivot = sum(sample) / float(sampled);
-  Moments m;
-  if (a.bias.data == nullptr && (first >= a.channels1 || first + size <= a.channels1)) {
-    m.add_row(channel_row<const T>(a.x, a.x2, a, n, first), size * pixels, pivot);
-  } else {
-    for (int64_t c = first; c < first + size; ++c) {
-      m.add_row(channel_row<const T>(a.x, a.x2, a, n, c), pixels, pivot - bias[c]);
+  sum_rows(b.rows, groups, b.pivot);
+  for (int64_t g = 0; g < groups; ++g) {
+    const int64_t first = (first_group + g) * size;
+    const Runs runs(a, first, size);
+    Moments m;
+    for (int64_t c = first; c < first + runs.count; ++c) {
+      m.add_row(channel_row<const T>(a.x, a.x2, a, n, c), runs.length, b.pivot[g] - b.bias[c]);
     }
+    m.flush();
+    store(b.rows + g * kWidth, m.total + m.lost);
+    store(b.more_rows + g * kWidth, m.total_squares + m.lost_squares);
   }
-  m.flush();
-  const Norm norm =
-      finish(sum(m.total + m.lost), sum(m.total_squares + m.lost_squares), size * pixels, a.eps);
-  a.mean[item] = pivot + norm.delta;
-  a.rstd[item] = norm.rstd;
-  for (int64_t i = 0; i < size; ++i) {
-    const float gain = scale[first + i] * norm.rstd;
-    to.q[i] = pivot - bias[first + i];
-    to.gain[i] = gain;
-    to.add[i] = shift[first + i] - norm.delta * gain;
-  }
+  sum_rows(b.rows, groups, b.s);
+  sum_rows(b.more_rows, groups, b.ss);
+  const int64_t item = n * a.groups + first_group;
+  finish(b.s, b.ss, b.pivot, groups, size * a.pixels, a.eps, b.mean, b.rstd, b.delta);
+  write_statistics(a, item, groups, b.mean, b.rstd);
 }
 
 template <typename T, bool kSilu, bool kStream>
-void group_output(const AdaGroupNormArgs& a, int64_t item, ChannelArrays from) {
-  const int64_t size = (a.channels1 + a.channels2) / a.groups, pixels = a.pixels;
-  const int64_t n = item / a.groups, first = item % a.groups * size;
-  T* y = static_cast<T*>(a.out) + item * size * pixels;
-  for (int64_t c = 0; c < size; ++c, y += pixels) {
-    const T* x = channel_row<const T>(a.x, a.x2, a, n, first + c);
-    const Vec q = broadcast(from.q[c]), gain = broadcast(from.gain[c]),
-              add = broadcast(from.add[c]);
-    for_vectors(pixels, [&](int64_t i, auto lanes) {
-      // The group after the next, which the first pass meets next.
-      __builtin_prefetch(x + i + 2 * size * pixels, 0, 2);
-      __builtin_prefetch(y + i + 512, 1, 3);
-      Vec value = activate<T, kSilu>((load(x + i, lanes) - q) * gain + add);
-      if constexpr (kStream) {
-        store_stream(y + i, value);
-      } else {
-        store(y + i, value, lanes);
-      }
-    });
+void batch_output(const AdaGroupNormArgs& a, int64_t n, int64_t first_group, int64_t groups,
+                  const Batch& b) {
+  const int64_t channels = a.channels1 + a.channels2, size = channels / a.groups;
+  const int64_t pixels = a.pixels, ahead = groups * size * pixels;
+  T* y = static_cast<T*>(a.out) + (n * channels + first_group * size) * pixels;
+  for (int64_t g = 0; g < groups; ++g) {
+    for (int64_t c = (first_group + g) * size; c < (first_group + g + 1) * size; ++c, y += pixels) {
+      const T* x = channel_row<const T>(a.x, a.x2, a, n, c);
+      const float scale = b.scale[c] * b.rstd[g];
+      const Vec q = broadcast(b.pivot[g] - b.bias[c]), gain = broadcast(scale),
+                add = broadcast(b.shift[c] - b.delta[g] * scale);
+      for_vectors<kForwardBlock>(pixels, [&](int64_t i, auto lanes) {
+        normalise<T, kSilu, kStream>(x + i, y + i, ahead, lanes,
+                                     [&](int, Vec v) { return (v - q) * gain + add; });
+      });
+    }
   }
   if (kStream) stream_fence();
 }
 
 template <typename T, bool kSilu, bool kStream>
 void forward_contiguous(const AdaGroupNormArgs& a, int64_t begin, int64_t end) {
-  const int64_t channels = a.channels1 + a.channels2, size = channels / a.groups;
-  Workspace workspace(3 * Workspace::padded(channels) + 6 * Workspace::padded(size));
-  float* scale = workspace.take(channels);
-  float* shift = workspace.take(channels);
-  float* bias = workspace.take(channels);
-  ChannelArrays arrays[2];
-  for (auto& array : arrays) {
-    array = {workspace.take(size), workspace.take(size), workspace.take(size)};
-  }
-  auto statistics = [&](int64_t item) {
-    if (item == begin || item % a.groups == 0) {
-      const int64_t n = item / a.groups;
-      read_row(a.scale, n, 0, channels, scale);
-      read_row(a.shift, n, 0, channels, shift);
-      read_bias(a, n, 0, channels, bias);
+  const int64_t channels = a.channels1 + a.channels2;
+  const int64_t batch = batch_groups(a, kBatch);
+  const int64_t rows = (batch + kWidth - 1) / kWidth * kWidth * kWidth;
+  Workspace workspace(3 * Workspace::padded(channels) + 6 * Workspace::padded(batch) +
+                      2 * Workspace::padded(rows));
+  Batch b{};
+  float** const of_channels[] = {&b.scale, &b.shift, &b.bias};
+  for (float** array : of_channels) *array = workspace.take(channels);
+  float** const of_groups[] = {&b.pivot, &b.mean, &b.rstd, &b.delta, &b.s, &b.ss};
+  for (float** array : of_groups) *array = workspace.take(batch);
+  b.rows = workspace.take(rows);
+  b.more_rows = workspace.take(rows);
+  for (int64_t item = begin; item < end;) {
+    const int64_t n = item / a.groups, first = item % a.groups;
+    if (item == begin || first == 0) {
+      read_row(a.scale, n, 0, channels, b.scale);
+      read_row(a.shift, n, 0, channels, b.shift);
+      read_bias(a, n, 0, channels, b.bias);
     }
-    group_statistics<T>(a, item, scale, shift, bias, arrays[item % 2]);
-  };
-  // One group ahead, so that the second pass need not wait for the root and the division.
-  statistics(begin);
-  for (int64_t item = begin; item < end; ++item) {
-    if (item + 1 < end) statistics(item + 1);
-    group_output<T, kSilu, kStream>(a, item, arrays[item % 2]);
+    int64_t groups = a.groups - first < batch ? a.groups - first : batch;
+    if (groups > end - item) groups = end - item;
+    batch_statistics<T>(a, n, first, groups, b);
+    batch_output<T, kSilu, kStream>(a, n, first, groups, b);
+    item += groups;
   }
 }
 
@@ -177,11 +215,12 @@ LDDGAN_INLINE void add_pixels(const T* x, int64_t stride, int64_t count, const f
   });
 }
 
-template <typename T, bool kSilu>
+template <typename T, bool kSilu, bool kStream>
 void forward_channels_last(const AdaGroupNormArgs& a, int64_t block, int64_t begin, int64_t end) {
   const int64_t channels = a.channels1 + a.channels2, pixels = a.pixels;
   const int64_t size = channels / a.groups, blocks = (channels + block - 1) / block;
-  Workspace workspace(10 * Workspace::padded(block));
+  const int64_t groups = block / size;
+  Workspace workspace(10 * Workspace::padded(block) + 6 * Workspace::padded(groups));
   float* q = workspace.take(block);      // pivot - bias
   float* gain = workspace.take(block);   // scale * rstd
   float* shift = workspace.take(block);  // shift - delta * gain
@@ -192,6 +231,12 @@ void forward_channels_last(const AdaGroupNormArgs& a, int64_t block, int64_t beg
   float* lost = workspace.take(block);
   float* total_squares = workspace.take(block);
   float* lost_squares = workspace.take(block);
+  float* pivot = workspace.take(groups);
+  float* group_s = workspace.take(groups);
+  float* group_ss = workspace.take(groups);
+  float* mean = workspace.take(groups);
+  float* rstd = workspace.take(groups);
+  float* delta = workspace.take(groups);
   const T* sources[2] = {static_cast<const T*>(a.x), static_cast<const T*>(a.x2)};
   for (int64_t item = begin; item < end; ++item) {
     const int64_t n = item / blocks, first = item % blocks * block;
@@ -215,11 +260,12 @@ void forward_channels_last(const AdaGroupNormArgs& a, int64_t block, int64_t beg
         });
       }
     }
-    for (int64_t c = 0; c < last - first; c += size) {
+    const int64_t num_groups = (last - first) / size;
+    for (int64_t g = 0; g < num_groups; ++g) {
       float sample = 0;
-      for (int64_t i = c; i < c + size; ++i) sample += s[i] + float(sampled) * bias[i];
-      const float pivot = sample / float(sampled * size);
-      for (int64_t i = c; i < c + size; ++i) q[i] = pivot - bias[i];
+      for (int64_t i = g * size; i < (g + 1) * size; ++i) sample += s[i] + float(sampled) * bias[i];
+      pivot[g] = sample / float(sampled * size);
+      for (int64_t i = g * size; i < (g + 1) * size; ++i) q[i] = pivot[g] - bias[i];
     }
 
     float* const zeroed1[] = {s, ss, total, lost, total_squares, lost_squares};
@@ -243,19 +289,21 @@ void forward_channels_last(const AdaGroupNormArgs& a, int64_t block, int64_t beg
       add_part(total, lost, s, last - first);
       add_part(total_squares, lost_squares, ss, last - first);
     }
-    for (int64_t c = 0; c < last - first; c += size) {
-      double group_total = 0, group_squares = 0;
-      for (int64_t i = c; i < c + size; ++i) {
-        group_total += double(total[i]) + double(lost[i]);
-        group_squares += double(total_squares[i]) + double(lost_squares[i]);
+    for (int64_t g = 0; g < num_groups; ++g) {
+      float sum_s = 0, sum_ss = 0;
+      for (int64_t i = g * size; i < (g + 1) * size; ++i) {
+        sum_s += total[i] + lost[i];
+        sum_ss += total_squares[i] + lost_squares[i];
       }
-      const Norm norm = finish(group_total, group_squares, size * pixels, a.eps);
-      const int64_t group = n * a.groups + (first + c) / size;
-      a.mean[group] = q[c] + bias[c] + norm.delta;
-      a.rstd[group] = norm.rstd;
-      for (int64_t i = c; i < c + size; ++i) {
-        gain[i] *= norm.rstd;
-        shift[i] -= norm.delta * gain[i];
+      group_s[g] = sum_s, group_ss[g] = sum_ss;
+    }
+    const int64_t group = n * a.groups + first / size;
+    finish(group_s, group_ss, pivot, num_groups, size * pixels, a.eps, mean, rstd, delta);
+    write_statistics(a, group, num_groups, mean, rstd);
+    for (int64_t g = 0; g < num_groups; ++g) {
+      for (int64_t i = g * size; i < (g + 1) * size; ++i) {
+        gain[i] *= rstd[g];
+        shift[i] -= delta[g] * gain[i];
       }
     }
 
@@ -264,41 +312,44 @@ void forward_channels_last(const AdaGroupNormArgs& a, int64_t block, int64_t beg
       for (int k = 0; k < num_parts; ++k) {
         const T* x = sources[parts[k].second] + parts[k].offset + r * parts[k].stride;
         T* y = out + r * channels + parts[k].channel;
-        // From here to the same place of the next work item.
-        const int64_t ahead = blocks > 1 ? block : parts[k].stride * pixels;
         const int64_t from = parts[k].channel - first;
-        for_vectors(parts[k].count, [&](int64_t i, auto lanes) {
-          __builtin_prefetch(x + i + ahead, 0, 2);
-          __builtin_prefetch(y + i + 512, 1, 3);
-          Vec u = (load(x + i, lanes) - load(q + from + i)) * load(gain + from + i) +
-                  load(shift + from + i);
-          store(y + i, activate<T, kSilu>(u), lanes);
+        const int64_t ahead = next_item(a, parts[k], block);
+        for_vectors<kForwardBlock>(parts[k].count, [&](int64_t i, auto lanes) {
+          normalise<T, kSilu, kStream>(x + i, y + i, ahead, lanes, [&](int v, Vec value) {
+            const int64_t j = from + i + v * kWidth;
+            return (value - load(q + j)) * load(gain + j) + load(shift + j);
+          });
         });
       }
     }
   }
 }
 
-template <typename T, bool kSilu>
+// Whether to write past the caches: where the output would push out what the passes read again, and
+// whole vectors can be written.
+template <typename T>
+bool should_stream(const AdaGroupNormArgs& a) {
+  const int64_t channels = a.channels1 + a.channels2;
+  const int64_t row = a.channels_last ? channels | a.channels1 : a.pixels;
+  const int64_t bytes = channels * a.pixels * int64_t(sizeof(T));
+  return row % 16 == 0 && reinterpret_cast<uintptr_t>(a.out) % 64 == 0 &&
+         (a.channels_last ? bytes >= kCache / 2 : worth_streaming(2 * a.samples * bytes));
+}
+
+template <typename T, bool kSilu, bool kStream>
 void forward(const AdaGroupNormArgs& a) {
   const int64_t channels = a.channels1 + a.channels2;
   if (!a.channels_last) {
-    const bool stream = worth_streaming(2 * a.samples * channels * a.pixels * int64_t(sizeof(T))) &&
-                        a.pixels % 32 == 0 && reinterpret_cast<uintptr_t>(a.out) % 64 == 0;
-    parallel_for(a.samples * a.groups, grain(channels / a.groups * a.pixels),
-                 [&](int64_t begin, int64_t end) {
-                   if (stream) {
-                     forward_contiguous<T, kSilu, true>(a, begin, end);
-                   } else {
-                     forward_contiguous<T, kSilu, false>(a, begin, end);
-                   }
-                 });
+    parallel_for(
+        a.samples * a.groups, grain(channels / a.groups * a.pixels),
+        [&](int64_t begin, int64_t end) { forward_contiguous<T, kSilu, kStream>(a, begin, end); });
     return;
   }
-  const int64_t block = block_channels(a, sizeof(T), 1 << 24);
-  parallel_for(
-      a.samples * ((channels + block - 1) / block), grain(block * a.pixels),
-      [&](int64_t begin, int64_t end) { forward_channels_last<T, kSilu>(a, block, begin, end); });
+  const int64_t block = block_channels(a, sizeof(T));
+  parallel_for(a.samples * ((channels + block - 1) / block), grain(block * a.pixels),
+               [&](int64_t begin, int64_t end) {
+                 forward_channels_last<T, kSilu, kStream>(a, block, begin, end);
+               });
 }
 
 }  // namespace
@@ -306,10 +357,11 @@ void forward(const AdaGroupNormArgs& a) {
 void ada_group_norm_forward(const AdaGroupNormArgs& a) {
   visit(a.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
+    const bool stream = should_stream<T>(a);
     if (a.silu) {
-      forward<T, true>(a);
+      stream ? forward<T, true, true>(a) : forward<T, true, false>(a);
     } else {
-      forward<T, false>(a);
+      stream ? forward<T, false, true>(a) : forward<T, false, false>(a);
     }
   });
 }

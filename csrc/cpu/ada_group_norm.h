@@ -11,13 +11,16 @@
 namespace lddgan::LDDGAN_ISA {
 namespace {
 
-// Arrays of floats for one thread, each padded so that whole vectors may be read and written.
+// Arrays of floats for one thread, each padded so that whole vectors may be read and written; on
+// the stack where they are few.
 class Workspace {
  public:
   explicit Workspace(int64_t floats)
-      : data_(static_cast<float*>(std::aligned_alloc(64, (floats * 4 + 63) / 64 * 64))),
-        next_(data_) {}
-  ~Workspace() { std::free(data_); }
+      : heap_(floats <= kOnStack
+                  ? nullptr
+                  : static_cast<float*>(std::aligned_alloc(64, (floats * 4 + 63) / 64 * 64))),
+        next_(heap_ == nullptr ? stack_ : heap_) {}
+  ~Workspace() { std::free(heap_); }
   Workspace(const Workspace&) = delete;
 
   static int64_t padded(int64_t count) { return (count + 31) / 16 * 16; }
@@ -28,7 +31,9 @@ class Workspace {
   }
 
  private:
-  float* data_;
+  static constexpr int64_t kOnStack = 16384;
+  alignas(64) float stack_[kOnStack];
+  float* heap_;
   float* next_;
 };
 
@@ -56,6 +61,79 @@ LDDGAN_INLINE void add_part(float* total, float* lost, float* part, int64_t coun
     store(part + i, Vec{});
   }
 }
+
+// to[i] is the sum of the kWidth elements of row i; whole vectors of `to` are written.
+inline void sum_rows(const float* rows, int64_t count, float* to) {
+  for (int64_t i = 0; i < count; i += kWidth) {
+    Vec block[kWidth];
+    for (int k = 0; k < kWidth; ++k) block[k] = load(rows + (i + k) * kWidth);
+    store(to + i, sums(block));
+  }
+}
+
+// s[k] = 1 / (1 + e^-x[k]), exact enough for a result that is stored as T: relative error 2e-4 for
+// the 16-bit types, for float 2e-7, and where x is negative 6e-8 |x| (what rounding x amounts to).
+// Every step is taken for all k before the next.
+template <typename T, int count>
+LDDGAN_INLINE void sigmoid(const Vec (&x)[count], Vec (&s)[count]) {
+  constexpr bool kFine = sizeof(T) == 4;
+  Vec t[count], r[count], p[count];
+  auto each = [](auto f) __attribute__((always_inline)) {
+    for (int k = 0; k < count; ++k) f(k);
+  };
+#if defined(__AVX512F__)
+  // e^-x = 2^t = 2^floor(t) 2^r with r in [0, 1): minimax polynomials of relative error 8e-8, 7e-5.
+  each([&](int k) { t[k] = x[k] * -1.44269504f; });
+  if constexpr (kFine) each([&](int k) { t[k] = min(broadcast(126.0f), t[k]); });
+  each([&](int k) {
+    r[k] = (Vec)_mm512_reduce_ps((__m512)t[k], _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  });
+  if constexpr (kFine) {
+    each([&](int k) { p[k] = r[k] * 1.87757667e-3f + 8.98934009e-3f; });
+    each([&](int k) { p[k] = p[k] * r[k] + 5.58263180e-2f; });
+    each([&](int k) { p[k] = p[k] * r[k] + 0.240153617f; });
+    each([&](int k) { p[k] = p[k] * r[k] + 0.693153073f; });
+    each([&](int k) { p[k] = p[k] * r[k] + 0.999999925f; });
+  } else {
+    each([&](int k) { p[k] = r[k] * 7.80245227e-2f + 0.226067155f; });
+    each([&](int k) { p[k] = p[k] * r[k] + 0.695833540f; });
+    each([&](int k) { p[k] = p[k] * r[k] + 0.999925219f; });
+  }
+  each([&](int k) { p[k] = (Vec)_mm512_scalef_ps((__m512)p[k], (__m512)t[k]); });
+  each([&](int k) { p[k] = p[k] + 1.0f; });
+  each([&](int k) { s[k] = (Vec)_mm512_rcp14_ps((__m512)p[k]); });
+  if constexpr (kFine) {
+    each([&](int k) { p[k] = 1.0f - p[k] * s[k]; });
+    each([&](int k) { s[k] = s[k] + s[k] * p[k]; });
+  }
+#else
+  // e^-x = 2^n 2^r with |r| <= 1/2, by the trick of adding 1.5 * 2^23; clamped so that the sum
+  // below stays finite. Minimax polynomials of relative error 2e-9 and 7e-5.
+  const Vec magic = broadcast(12582912.0f);
+  Vec n[count];
+  each([&](int k) { s[k] = min(max(x[k], broadcast(-87.0f)), broadcast(87.0f)); });
+  each([&](int k) { t[k] = s[k] * -1.44269504f + magic; });
+  each([&](int k) { n[k] = t[k] - magic; });
+  each([&](int k) { r[k] = s[k] * -1.44269504f - n[k]; });
+  if constexpr (kFine) {
+    each([&](int k) { p[k] = r[k] * 1.53458122e-4f + 1.33999312e-3f; });
+    each([&](int k) { p[k] = p[k] * r[k] + 9.61848896e-3f; });
+    each([&](int k) { p[k] = p[k] * r[k] + 5.55032878e-2f; });
+    each([&](int k) { p[k] = p[k] * r[k] + 0.240226469f; });
+    each([&](int k) { p[k] = p[k] * r[k] + 0.693147206f; });
+    each([&](int k) { p[k] = p[k] * r[k] + 1.0f; });
+  } else {
+    each([&](int k) { p[k] = r[k] * 5.5171669e-2f + 0.242611122f; });
+    each([&](int k) { p[k] = p[k] * r[k] + 0.693260985f; });
+    each([&](int k) { p[k] = p[k] * r[k] + 0.999928074f; });
+  }
+  each([&](int k) { s[k] = 1.0f / (1.0f + (Vec)((VecU)p[k] + ((VecU)t[k] << 23))); });
+#endif
+}
+
+// Vectors that the forward and the backward pass take at once: what the registers hold.
+constexpr int kForwardBlock = kWidth == 16 ? 4 : 2;
+constexpr int kBackwardBlock = kWidth == 16 ? 2 : 1;
 
 // Channels [begin, end) of row n as floats; zeros where the rows are null.
 inline void read_row(const ChannelRows& rows, int64_t n, int64_t begin, int64_t end, float* to) {
@@ -91,6 +169,13 @@ T* channel_row(Void* first, Void* second, const AdaGroupNormArgs& a, int64_t n, 
                          : static_cast<T*>(second) + (n * a.channels2 + c - a.channels1) * a.pixels;
 }
 
+// In the contiguous layout: how many groups a thread takes at once, `elements` or a few more.
+inline int64_t batch_groups(const AdaGroupNormArgs& a, int64_t elements) {
+  const int64_t group = (a.channels1 + a.channels2) / a.groups * a.pixels;
+  const int64_t batch = elements / group > 1 ? elements / group : 1;
+  return batch < a.groups ? batch : a.groups;
+}
+
 // In channels_last: the part of a block of channels that lies in one of x and x2.
 struct Segment {
   bool second;      // in x2
@@ -116,19 +201,26 @@ inline int segments(const AdaGroupNormArgs& a, int64_t n, int64_t begin, int64_t
   return count;
 }
 
+// What a core's own cache holds, about: small enough for most processors.
+constexpr int64_t kCache = 1 << 20;
+
 // How many channels one work item of the channels_last layout takes: whole groups and, where that
-// can be, whole cache lines; a whole sample unless threads would idle or it exceeds `limit` bytes.
-inline int64_t block_channels(const AdaGroupNormArgs& a, int64_t element_bytes, int64_t limit) {
+// can be, whole vectors; a whole sample unless threads would idle.
+inline int64_t block_channels(const AdaGroupNormArgs& a, int64_t element_bytes) {
   int64_t channels = a.channels1 + a.channels2, group = channels / a.groups;
   int64_t line = 64 / element_bytes, unit = group;
   while (unit % line != 0 && unit < channels) unit += group;
   int64_t threads = num_threads();
   int64_t blocks = a.samples % threads == 0 || a.samples >= 8 * threads ? 1 : threads;
-  int64_t by_size = (channels * a.pixels * element_bytes + limit - 1) / limit;
-  if (blocks < by_size) blocks = by_size;
   int64_t units = (channels + unit - 1) / unit;
   int64_t block = (units + blocks - 1) / blocks * unit;
   return block < channels ? block : channels;
+}
+
+// How far ahead a work item's place lies in the next one; 0 where that would push this one out.
+inline int64_t next_item(const AdaGroupNormArgs& a, const Segment& part, int64_t block) {
+  if (block * a.pixels > kCache / 2) return 0;
+  return block < a.channels1 + a.channels2 ? block : part.stride * a.pixels;
 }
 
 // Work items a thread should take at the least: waking one costs as much as some 10000 elements.

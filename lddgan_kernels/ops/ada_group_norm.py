@@ -74,15 +74,11 @@ def ada_group_norm(
         x2 = like_layout(x2, memory_format(x))
     silu = activation is not None
     if chosen == "cpu":  # its gradient is registered in python/ada_group_norm.cpp
-        return torch.ops.lddgan.ada_group_norm.default(
-            x, x2, bias, scale, shift, num_groups, eps, silu
-        )
+        return _operator(x, x2, bias, scale, shift, num_groups, eps, silu)
     plans = gpu_plans(x, x2, num_groups, chosen)
     if chosen == "cuda":
         numbers = [n for plan in plans for n in (plan.kind == "onchip", plan.groups, plan.parts)]
-        return torch.ops.lddgan.ada_group_norm.default(
-            x, x2, bias, scale, shift, num_groups, eps, silu, numbers
-        )
+        return _operator(x, x2, bias, scale, shift, num_groups, eps, silu, numbers)
     return _Triton.apply(x, x2, bias, scale, shift, num_groups, eps, silu, plans)
 
 
@@ -121,38 +117,42 @@ def _check(
 ) -> None:
     op = "ada_group_norm"
     check_image(op, "x", x)
+    dtype, device = x.dtype, x.device
     n, c1, h, w = x.shape
     c = c1
     if x2 is not None:
         check_tensor(op, "x2", x2)
-        if x2.ndim != 4 or x2.shape[0] != n or x2.shape[2:] != x.shape[2:]:
+        if x2.ndim != 4 or x2.shape[0] != n or x2.shape[2:] != (h, w):
             raise fail(op, "x2", f"of shape ({n}, C2, {h}, {w})", tuple(x2.shape))
-        if x2.dtype != x.dtype or x2.device != x.device:
-            raise fail(op, "x2", f"{x.dtype} on {x.device} like x", f"{x2.dtype} on {x2.device}")
+        if x2.dtype != dtype or x2.device != device:
+            raise fail(op, "x2", f"{dtype} on {device} like x", f"{x2.dtype} on {x2.device}")
         c += x2.shape[1]
     if not isinstance(num_groups, int) or num_groups < 1 or c % num_groups:
         raise fail(op, "num_groups", f"a divisor of the {c} channels", num_groups)
     if activation not in ("silu", None):
         raise fail(op, "activation", "'silu' or None", repr(activation))
-    _check_rows("scale", scale, x, (n, c), (c,))
-    _check_rows("shift", shift, x, (n, c), (c,))
+    shapes = ((n, c), (c,))
+    _check_rows("scale", scale, shapes, dtype, device)
+    _check_rows("shift", shift, shapes, dtype, device)
     if bias is not None:
-        _check_rows("bias", bias, x, (n, c1))
+        _check_rows("bias", bias, ((n, c1),), dtype, device)
 
 
-def _check_rows(arg: str, rows: Tensor, x: Tensor, *shapes: tuple[int, ...]) -> None:
+def _check_rows(
+    arg: str,
+    rows: Tensor,
+    shapes: tuple[tuple[int, ...], ...],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> None:
     """`rows` must have one of `shapes`, x's device, and x's dtype or float32."""
     check_tensor("ada_group_norm", arg, rows)
     if rows.shape not in shapes:
         expected = " or ".join(map(str, shapes))
         raise fail("ada_group_norm", arg, f"of shape {expected}", tuple(rows.shape))
-    if (rows.dtype != x.dtype and rows.dtype != torch.float32) or rows.device != x.device:
-        raise fail(
-            "ada_group_norm",
-            arg,
-            f"{x.dtype} or torch.float32 on {x.device} like x",
-            f"{rows.dtype} on {rows.device}",
-        )
+    if rows.dtype not in (dtype, torch.float32) or rows.device != device:
+        expected = f"{dtype} or torch.float32 on {device} like x"
+        raise fail("ada_group_norm", arg, expected, f"{rows.dtype} on {rows.device}")
 
 
 def _adjacent(rows: Tensor) -> Tensor:
@@ -243,6 +243,7 @@ def explain(
 
 
 if _extension.is_loaded():
+    _operator = torch.ops.lddgan.ada_group_norm.default
 
     @torch.library.register_fake("lddgan::ada_group_norm")
     def _(

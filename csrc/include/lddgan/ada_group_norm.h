@@ -23,7 +23,8 @@ struct AdaGroupNormArgs {
   ChannelRows shift;
   ChannelRows bias;  // channels1, or null
   void* out;         // channels1 + channels2 channels
-  float* mean;       // [samples, groups], of x + bias; written by forward, read by backward
+  float* mean;       // [samples, groups], of x + bias; read by backward, written by forward unless
+                     // null (a null is for the CPU alone)
   float* rstd;       // [samples, groups]
   int64_t samples, channels1, channels2, pixels, groups;
   float eps;

@@ -209,8 +209,24 @@ LDDGAN_INLINE Vec select(VecI mask, Vec yes, Vec no) { return mask ? yes : no; }
 LDDGAN_INLINE VecI select(VecI mask, VecI yes, VecI no) { return mask ? yes : no; }
 
 // One instruction each; `b` where a lane is unordered.
-LDDGAN_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
-LDDGAN_INLINE Vec min(Vec a, Vec b) { return a < b ? a : b; }
+LDDGAN_INLINE Vec max(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (Vec)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+LDDGAN_INLINE Vec min(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (Vec)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+  return a < b ? a : b;
+#endif
+}
 
 LDDGAN_INLINE Vec sqrt(Vec v) {
 #if defined(__AVX512F__)
@@ -280,6 +296,16 @@ LDDGAN_INLINE Vec interleave_high(Vec a, Vec b) {
   }>(a, b);
 }
 
+// Lane i of the result is the sum of all elements of rows[i]; clobbers the rows.
+LDDGAN_INLINE Vec sums(Vec (&rows)[kWidth]) {
+  for (int count = kWidth; count > 1; count /= 2) {
+    for (int i = 0; i < count / 2; ++i) {
+      rows[i] = even(rows[2 * i], rows[2 * i + 1]) + odd(rows[2 * i], rows[2 * i + 1]);
+    }
+  }
+  return rows[0];
+}
+
 // Lanes moved up by `count`, the last of `before` entering; or down, the first of `after` entering.
 template <int count>
 LDDGAN_INLINE Vec lanes_up(Vec before, Vec v) {
@@ -309,88 +335,49 @@ LDDGAN_INLINE Vec exp(Vec x) {
   return (Vec)((VecI)p + exponent);
 }
 
-#if defined(__AVX512F__)
-// 2^(i/32)
-alignas(64) static const float kPowers[32] = {
-    1.0f,        1.0218972f,  1.04427373f, 1.06714046f, 1.09050775f, 1.1143868f,  1.13878858f,
-    1.1637249f,  1.18920708f, 1.21524739f, 1.24185777f, 1.26905096f, 1.29683959f, 1.32523668f,
-    1.35425556f, 1.38390994f, 1.41421354f, 1.44518077f, 1.47682619f, 1.50916445f, 1.54221082f,
-    1.5759809f,  1.61049032f, 1.64575553f, 1.68179286f, 1.71861935f, 1.75625217f, 1.79470909f,
-    1.8340081f,  1.87416768f, 1.91520655f, 1.95714414f};
-#endif
-
-// 1 / (1 + e^-x) exact enough for a result that is stored as T: relative error below 2e-7 for
-// float, 2e-4 for the 16-bit types.
-template <typename T>
-LDDGAN_INLINE Vec sigmoid_for(Vec x) {
-  constexpr bool kFine = sizeof(T) == 4;
-  // e^-x = 2^n 2^r, n a multiple of `step` and |r| <= step/2, by the trick of adding
-  // 1.5 * 2^23 * step; x is clamped so that the sum below stays finite.
-  x = max(x, broadcast(-87.0f));
-#if defined(__AVX512F__)
-  const Vec magic = broadcast(kFine ? 12582912.0f / 32 : 12582912.0f);
-#else
-  x = min(x, broadcast(87.0f));
-  const Vec magic = broadcast(12582912.0f);
-#endif
-  Vec shifted = x * -1.44269504f + magic;
-  Vec n = shifted - magic;
-  Vec r = x * -1.44269504f - n;
-  Vec p;
-#if defined(__AVX512F__)
-  if constexpr (kFine) {
-    // 2^frac(n) from a table, times a minimax polynomial of relative error 5e-8.
-    Vec power = (Vec)_mm512_permutex2var_ps(_mm512_load_ps(kPowers), (__m512i)shifted,
-                                            _mm512_load_ps(kPowers + 16));
-    p = power * ((r * 0.240226497f + 0.69315733f) * r) + power;
-  } else {
-    p = ((r * 5.5171669e-2f + 0.242611122f) * r + 0.693260985f) * r + 0.999928074f;
-  }
-  Vec d = (Vec)_mm512_scalef_ps((__m512)p, (__m512)n) + 1.0f;
-  Vec y = (Vec)_mm512_rcp14_ps((__m512)d);
-  return kFine ? y + y * (1.0f - d * y) : y;
-#else
-  // Minimax polynomials: relative error 2e-9 and 7e-5.
-  if constexpr (kFine) {
-    p = (r * 1.53458122e-4f + 1.33999312e-3f) * r + 9.61848896e-3f;
-    p = ((p * r + 5.55032878e-2f) * r + 0.240226469f) * r + 0.693147206f;
-    p = p * r + 1.0f;
-  } else {
-    p = ((r * 5.5171669e-2f + 0.242611122f) * r + 0.693260985f) * r + 0.999928074f;
-  }
-  return 1.0f / (1.0f + (Vec)((VecU)p + ((VecU)shifted << 23)));
-#endif
-}
-
 LDDGAN_INLINE Vec sigmoid(Vec x) { return 1.0f / (1.0f + exp(-x)); }
 LDDGAN_INLINE Vec silu(Vec x) { return x / (1.0f + exp(-x)); }
 
-// Full vectors and the tail of a row through one generic body: f(i, Full{}) and f(i, count).
-struct Full {};
+// A row through one generic body: f(i, Block<kBlock>{}) for several vectors at once (so that their
+// chains of dependent instructions overlap), f(i, Full{}) for one, f(i, count) for the tail.
+template <int count>
+struct Block {};
+using Full = Block<1>;
 
-template <typename F>
+template <typename Lanes>
+constexpr int kVectorsOf = 1;
+template <int count>
+constexpr int kVectorsOf<Block<count>> = count;
+
+template <int kBlock = 1, typename F>
 LDDGAN_INLINE void for_vectors(int64_t count, const F& f) {
   int64_t i = 0;
+  if constexpr (kBlock > 1) {
+    for (; i + kBlock * kWidth <= count; i += kBlock * kWidth) f(i, Block<kBlock>{});
+  }
   for (; i + kWidth <= count; i += kWidth) f(i, Full{});
   if (i < count) f(i, int(count - i));
 }
 
-template <typename T>
-LDDGAN_INLINE Vec load(const T* p, Full) {
+template <typename T, int count>
+LDDGAN_INLINE Vec load(const T* p, Block<count>) {
   return load(p);
 }
 template <typename T>
 LDDGAN_INLINE Vec load(const T* p, int count) {
   return load_tail(p, count);
 }
-template <typename T>
-LDDGAN_INLINE void store(T* p, Vec v, Full) {
+template <typename T, int count>
+LDDGAN_INLINE void store(T* p, Vec v, Block<count>) {
   store(p, v);
 }
 template <typename T>
 LDDGAN_INLINE void store(T* p, Vec v, int count) {
   store_tail(p, v, count);
 }
-LDDGAN_INLINE Vec keep_first(Vec v, Full) { return v; }
+template <int count>
+LDDGAN_INLINE Vec keep_first(Vec v, Block<count>) {
+  return v;
+}
 
 }  // namespace lddgan::LDDGAN_ISA
