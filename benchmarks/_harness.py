@@ -43,6 +43,9 @@ class Case:
         bytes_moved: the least bytes read and written, for the share of the copy bandwidth.
         flops: arithmetic, where it bounds.
         targets: other side -> the ratio that was asked for.
+        share: of the group's work; then the group's ratio is that of sums, not a geometric mean.
+        best: name -> sides; the fastest of them counts as a further side of that name.
+        facts: more to store and print with the row, from our seconds a call.
     """
 
     name: str
@@ -53,6 +56,9 @@ class Case:
     bytes_moved: int
     flops: int = 0
     targets: dict[str, float] = field(default_factory=dict)
+    share: float | None = None
+    best: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    facts: Callable[[float], dict] = lambda seconds: {}
 
 
 def device() -> torch.device:
@@ -139,10 +145,13 @@ def measure(case: Case, seconds: float = 0.6, min_rounds: int = 7) -> dict[str, 
         for name, fn in case.sides.items():
             set_ = inputs[len(times[name]) % len(inputs)]
             times[name].append(_time_once(fn, set_, repeats[name]))
-    return {
+    found = {
         name: [sorted(values)[int(q * (len(values) - 1))] for q in (0.2, 0.5, 0.8)]
         for name, values in times.items()
     }
+    for name, sides in case.best.items():
+        found[name] = min((found[side] for side in sides), key=lambda quantiles: quantiles[1])
+    return found
 
 
 def copy_bandwidth(size: int = 1 << 28) -> float:
@@ -156,6 +165,17 @@ def copy_bandwidth(size: int = 1 << 28) -> float:
 def geometric_mean(values: Iterable[float]) -> float:
     values = list(values)
     return math.exp(sum(map(math.log, values)) / len(values)) if values else math.nan
+
+
+def _ratio(rows: list[dict], side: str) -> float:
+    """A side's time over ours, in all rows of a group."""
+    theirs = [row["seconds_p20_p50_p80"][side][1] for row in rows]
+    ours = [row["seconds_p20_p50_p80"]["ours"][1] for row in rows]
+    shares = [row["share"] for row in rows]
+    if None in shares:
+        return geometric_mean(a / b for a, b in zip(theirs, ours, strict=True))
+    total = [sum(s * t for s, t in zip(shares, times, strict=True)) for times in (theirs, ours)]
+    return total[0] / total[1]
 
 
 def _commit() -> str:
@@ -201,6 +221,10 @@ def run(benchmark: str, cases: Iterable[Case], seconds: float = 0.6) -> dict:
         share = case.bytes_moved / ours / bandwidth
         shown = "  ".join(f"{name} {ratio:6.2f}x" for name, ratio in ratios.items())
         print(f"  {case.name:58s} {ours * 1e6:10.1f} us  {share:6.1%} of copy  {shown}", flush=True)
+        facts = case.facts(ours)
+        for name, value in facts.items():
+            if not isinstance(value, dict):
+                print(f"    {name}: {value:.4g}", flush=True)
         rows.append(
             {
                 "name": case.name,
@@ -210,6 +234,8 @@ def run(benchmark: str, cases: Iterable[Case], seconds: float = 0.6) -> dict:
                 "share_of_copy": share,
                 "seconds_p20_p50_p80": times,
                 "targets": case.targets,
+                "share": case.share,
+                **facts,
             }
         )
     summary: dict = {}
@@ -217,11 +243,7 @@ def run(benchmark: str, cases: Iterable[Case], seconds: float = 0.6) -> dict:
         members = [row for row in rows if row["group"] == group]
         sides = [s for s in members[0]["seconds_p20_p50_p80"] if s != "ours"]
         for side in sides:
-            ratio = geometric_mean(
-                row["seconds_p20_p50_p80"][side][1] / row["seconds_p20_p50_p80"]["ours"][1]
-                for row in members
-                if side in row["seconds_p20_p50_p80"]
-            )
+            ratio = _ratio([row for row in members if side in row["seconds_p20_p50_p80"]], side)
             target = members[0]["targets"].get(side)
             summary.setdefault(group, {})[side] = {"ratio": ratio, "target": target}
             asked = (

@@ -7,8 +7,7 @@ layout that they are given.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from unittest import mock
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -107,14 +106,24 @@ PUBLISHED: Form = {
 BEST: Form = {"upsample2d": best_up, "downsample2d": best_down, "upfirdn2d": best_filter}
 
 
+MODULES = (layers, blocks, vit_generator, autoencoder_layers, discriminator)
+
+
 @contextmanager
 def plain(form: Form) -> Iterator[None]:
     """Every model runs in plain PyTorch, with the FIR filters of `form`."""
     replacements = form | {"ada_group_norm": norm, "residual_scale": residual_scale}
-    with ExitStack() as stack:
-        stack.enter_context(use_backend("reference"))
-        for module in (layers, blocks, vit_generator, autoencoder_layers, discriminator):
-            for name, function in replacements.items():
-                if hasattr(module, name):
-                    stack.enter_context(mock.patch.object(module, name, function))
-        yield
+    swapped = [
+        (module, name, getattr(module, name), function)
+        for module in MODULES
+        for name, function in replacements.items()
+        if hasattr(module, name)
+    ]
+    with use_backend("reference"):
+        for module, name, _, function in swapped:
+            setattr(module, name, function)
+        try:
+            yield
+        finally:
+            for module, name, original, _ in swapped:
+                setattr(module, name, original)

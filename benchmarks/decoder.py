@@ -60,15 +60,26 @@ def level(layer: Level, x: Tensor) -> Tensor:
     return conv(layer.resample.conv, F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
+def nearest(z: Tensor, codebook: Tensor) -> Tensor:
+    """The nearest code of every position, by all distances."""
+    vectors = z.permute(0, 2, 3, 1)
+    distances = vectors.square().sum(-1, keepdim=True) + codebook.square().sum(1)
+    distances = distances - 2 * vectors @ codebook.t()
+    return F.embedding(distances.argmin(-1), codebook).permute(0, 3, 1, 2).contiguous()
+
+
 def published(model: Autoencoder, z: Tensor) -> Tensor:
-    """`model.decode(z)` of a KL autoencoder without tanh, as published."""
+    """`model.decode(z)` as published."""
     decoder = model.decoder
+    if model.quantizer is not None:
+        z = nearest(z, model.quantizer.codebook)
     x = conv(decoder.conv_in, conv(model.post_quant_conv, z))
     first, middle, last = decoder.middle
     x = block(last, attention(middle, block(first, x)))
     for layer in decoder.levels:
         x = level(layer, x)
-    return conv(decoder.conv_out, norm(decoder.norm_out, x))
+    x = conv(decoder.conv_out, norm(decoder.norm_out, x))
+    return x.tanh() if decoder.tanh_out else x
 
 
 def cases() -> Iterator[Case]:

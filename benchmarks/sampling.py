@@ -1,79 +1,245 @@
-"""Sampling latents in T generator calls, against the same model under `use_backend("reference")`.
+"""Sampling in T generator calls, our models against the same in plain PyTorch.
 
-Batch 1 and 16 of `cifar10`; with `--all` every system's CIFAR-10 preset. The plain form is timed in
-both layouts. The last line is the headline.
+Sides: the published form (FIR by zero-stuffing, contiguous), the best plain form (FIR as depthwise
+convolution) in both layouts, and torch.compile of that with its weights frozen, by default options;
+`--all` adds max-autotune, the other presets and the decoder. Noise is each side's own: Philox here,
+torch.randn there. Images must agree within the error rule on the same noise before anything is
+timed. The last line is the headline.
 """
 
-import dataclasses
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
+import torch._inductor.config
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from benchmarks._harness import Case, device, run
-from lddgan_kernels import use_backend
-from lddgan_kernels.diffusion import Schedule, sample
+from benchmarks import _limits
+from benchmarks._harness import Case, copy_bandwidth, device, run
+from benchmarks._plain_models import BEST, PUBLISHED, Form, plain
+from benchmarks.decoder import published as published_decoder
+from lddgan_kernels.diffusion import STREAM_POSTERIOR, STREAM_X_T, STREAM_Z, Schedule, sample
+from lddgan_kernels.ops import posterior_sample, seeded_normal
+from lddgan_kernels.testing import assert_error_rule
 from lddgan_kernels.trainer import config_file, networks
 
-PRESETS = ("cifar10", "ddgan-cifar10", "wddgan-cifar10", "cifar10-vit-tiny")
+PRESETS = (
+    "cifar10",
+    "ddgan-cifar10",
+    "wddgan-cifar10",
+    "cifar10-vit-tiny",
+    "celebahq256",
+    "lsun-church256",
+)
+LAST = torch.channels_last
+Noise = Callable[[tuple[int, ...], int, int], Tensor]
+
+# Over which side how much was asked, by dtype and batch.
+TARGETS = {
+    ("float32", 1): {"published": 1.35, "best plain": 1.2, "compile": 1.1},
+    ("float32", 16): {"published": 1.2, "best plain": 1.12, "compile": 1.15},
+    ("bfloat16", 1): {"published float32": 2.0, "published": 1.6, "compile": 1.1},
+    ("bfloat16", 16): {"published float32": 2.1, "published": 1.5, "compile": 1.15},
+}
 
 
-def _cases(everything: bool) -> Iterator[Case]:
-    for preset in PRESETS if everything else PRESETS[:1]:
-        for dtype in (torch.float32, torch.bfloat16):
-            for batch in (1, 16):
-                yield _case(preset, dtype, batch)
+class Subject:
+    """A preset's networks in one dtype, in both layouts; the weights are the same in all."""
 
+    def __init__(self, preset: str, dtype: torch.dtype) -> None:
+        torch.manual_seed(0)
+        self.preset, self.dtype = preset, dtype
+        self.config = config_file.load(preset)
+        generator = networks.build_generator(self.config).eval().requires_grad_(False)
+        for parameter in generator.parameters():  # the last layers of the blocks start at 0
+            parameter.add_(torch.randn_like(parameter) * 0.01)
+        self.generator = generator.to(device(), dtype)
+        self.last = copy.deepcopy(self.generator).to(memory_format=LAST)
+        self.schedule = Schedule(self.config.diffusion.num_steps, device())
+        self.shape = networks.latent_shape(self.config)
+        self.z_dim = self.config.generator.z_dim
+        self.decoder: nn.Module | None = None
+        if self.config.codec == "autoencoder":
+            decoder = networks.build_autoencoder(self.config).eval().requires_grad_(False)
+            self.decoder = decoder.to(device(), dtype)
 
-def _case(preset: str, dtype: torch.dtype, batch: int) -> Case:
-    config = config_file.load(preset)
-    torch.manual_seed(0)
-    models = [
-        networks.place(
-            networks.build_generator(config).eval().to(dtype),
-            device(),
-            dataclasses.replace(config, channels_last=channels_last),
-        )
-        for channels_last in (True, False)
-    ]
-    models[1].load_state_dict(models[0].state_dict())
-    schedule = Schedule(config.diffusion.num_steps, device())
-    shape, z_dim = networks.latent_shape(config), config.generator.z_dim
-    layouts = (torch.channels_last, torch.contiguous_format)
-
-    def draw(which: int, seeds: Tensor) -> Tensor:
+    def ours(self, seeds: Tensor) -> Tensor:
         return sample(
-            models[which], schedule, shape, seeds, z_dim=z_dim, dtype=dtype,
-            memory_format=layouts[which],
+            self.last, self.schedule, self.shape, seeds, z_dim=self.z_dim, dtype=self.dtype,
+            memory_format=LAST,
         )  # fmt: skip
 
-    def plain(which: int, seeds: Tensor) -> Tensor:
-        with use_backend("reference"):
-            return draw(which, seeds)
+    @torch.no_grad()
+    def plain(self, generator: Callable, form: Form, batch: int, noise: Noise) -> Tensor:
+        """`ours` step by step with PyTorch's functions and the given noise."""
+        with plain(form):
+            x = noise((batch, *self.shape), STREAM_X_T, 0)
+            for i in reversed(range(self.schedule.num_steps)):
+                t = torch.full((batch,), i, device=x.device)
+                x0 = generator(x, t, noise((batch, self.z_dim), STREAM_Z, i))
+                drawn = noise((batch, *self.shape), STREAM_POSTERIOR, i)
+                x = posterior_sample(x0, x, t, self.schedule, step=i, noise=drawn)
+        return x
+
+    def noise(self, layout: torch.memory_format) -> Noise:
+        def draw(shape: tuple[int, ...], stream: int, step: int) -> Tensor:
+            x = torch.randn(shape, dtype=self.dtype, device=device())
+            return x.contiguous(memory_format=layout) if len(shape) == 4 else x
+
+        return draw
+
+    def exact_and_published(self, seeds: Tensor) -> tuple[Tensor, Tensor]:
+        """The published form in float64 and in our dtype, on the noise of `seeds`."""
+
+        def draw(dtype: torch.dtype) -> Noise:
+            return lambda shape, stream, step: seeded_normal(
+                shape, seeds, stream, step=step, dtype=self.dtype
+            ).to(dtype)
+
+        double = copy.deepcopy(self.generator).double()
+        exact = self.plain(double, PUBLISHED, len(seeds), draw(torch.float64))
+        return exact, self.plain(self.generator, PUBLISHED, len(seeds), draw(self.dtype))
+
+
+def compiled(generator: nn.Module, mode: str | None) -> Callable:
+    """The generator under torch.compile, its weights frozen into the code."""
+    torch._inductor.config.freezing = True
+    return torch.compile(lambda x, t, z: generator(x, t, z), dynamic=False, mode=mode)
+
+
+def _case(subject: Subject, full: Subject, batch: int, everything: bool) -> Case:
+    """Latents (or pixels) of `subject`; `full` is the same in float32."""
+    torch._dynamo.reset()
+    name, preset = str(subject.dtype).removeprefix("torch."), subject.preset
+    contiguous = torch.contiguous_format
+
+    def side(who: Subject, generator: Callable, form: Form, layout: torch.memory_format):
+        noise = who.noise(layout)
+        return lambda seeds: who.plain(generator, form, batch, noise)
+
+    sides = {
+        "ours": subject.ours,
+        "published": side(subject, subject.generator, PUBLISHED, contiguous),
+        "plain contiguous": side(subject, subject.generator, BEST, contiguous),
+        "plain channels_last": side(subject, subject.last, BEST, LAST),
+        "compile": side(subject, compiled(subject.last, None), BEST, LAST),
+    }
+    if everything:
+        tuned = compiled(subject.last, "max-autotune-no-cudagraphs")
+        sides["compile max-autotune"] = side(subject, tuned, BEST, LAST)
+    if full is not subject:
+        sides["published float32"] = side(full, full.generator, PUBLISHED, contiguous)
 
     def check() -> None:
-        seeds = torch.arange(batch, device=device())
-        ours, other = draw(0, seeds).float(), plain(1, seeds).float()
-        allowed = 1e-3 if dtype == torch.float32 else 0.2
-        assert (ours - other).abs().max() <= allowed * other.abs().max()
+        seeds = torch.arange(2, device=device())
+        exact, published = subject.exact_and_published(seeds)
+        assert_error_rule(subject.ours(seeds), published, exact)
 
-    name = str(dtype).removeprefix("torch.")
     return Case(
         name=f"{preset}, {name}, batch {batch}",
         group=f"{preset} {name} batch {batch}",
         inputs=lambda: (torch.arange(batch, device=device()),),
-        sides={
-            "ours": lambda seeds: draw(0, seeds),
-            "reference": lambda seeds: plain(0, seeds),
-            "reference contiguous": lambda seeds: plain(1, seeds),
-        },
+        sides=sides,
         check=check,
         bytes_moved=0,
+        targets=TARGETS[name, batch] if preset == "cifar10" else {},
+        best={"best plain": ("plain contiguous", "plain channels_last")},
+        facts=lambda seconds: _facts(subject, batch, seconds, sides["published"]),
     )
+
+
+def _facts(subject: Subject, batch: int, seconds: float, published: Callable) -> dict:
+    """Images a second, the roofline, where the time goes, and memory."""
+    x = torch.randn(batch, *subject.shape, device=device()).to(subject.dtype)
+    x = x.contiguous(memory_format=LAST)
+    t = torch.zeros(batch, dtype=torch.int64, device=device())
+    z = torch.randn(batch, subject.z_dim, device=device()).to(subject.dtype)
+    seeds = torch.arange(batch, device=device())
+    facts: dict = {"images_per_second": batch / seconds}
+    facts |= _limits.roofline(
+        lambda: networks.build_generator(subject.config),
+        [(1, *subject.shape), (1,), (1, subject.z_dim)],
+        batch,
+        subject.dtype,
+        copy_bandwidth(),
+    )
+    with torch.no_grad():
+        facts |= _limits.breakdown(lambda: subject.last(x, t, z), 20 if batch == 1 else 6)
+    facts["times_roofline"] = facts["call_seconds"] / facts["roofline_seconds"]
+    facts["peak_bytes"] = _limits.allocated(lambda: subject.ours(seeds))[0]
+    facts["peak_bytes_published"] = _limits.allocated(lambda: published(seeds))[0]
+    fresh = copy.deepcopy(subject.last)  # without what was packed
+    with torch.no_grad():
+        facts["packed_bytes"] = _limits.allocated(lambda: fresh(x, t, z))[1] - x.nbytes
+    return facts
+
+
+def _decoded(subject: Subject, full: Subject, batch: int) -> Case:
+    """Images: the latents of `_case`, and the decoder behind them."""
+    name, preset = str(subject.dtype).removeprefix("torch."), subject.preset
+
+    def side(who: Subject):
+        noise, decoder = who.noise(torch.contiguous_format), who.decoder
+
+        def draw(seeds: Tensor) -> Tensor:
+            latents = who.plain(who.generator, PUBLISHED, batch, noise)
+            with torch.no_grad():
+                return published_decoder(decoder, latents)
+
+        return draw
+
+    def ours(seeds: Tensor) -> Tensor:
+        latents = subject.ours(seeds)
+        with torch.no_grad():
+            return subject.decoder.decode(latents)  # type: ignore[union-attr]
+
+    def check() -> None:
+        latents = torch.randn(1, *subject.shape, device=device()).to(subject.dtype)
+        with torch.no_grad():
+            if subject.decoder.quantizer is not None:  # no position between two codes
+                codes = subject.decoder.quantizer.codebook
+                latents = F.embedding(latents[:, 0].sigmoid().mul(1000).long(), codes)
+                latents = latents.permute(0, 3, 1, 2).contiguous()
+            exact = published_decoder(copy.deepcopy(subject.decoder).double(), latents.double())
+            plain_image = published_decoder(subject.decoder, latents)
+            assert_error_rule(subject.decoder.decode(latents), plain_image, exact)
+
+    sides = {"ours": ours, "published": side(subject)}
+    if full is not subject:
+        sides["published float32"] = side(full)
+    return Case(
+        name=f"{preset} with decoder, {name}, batch {batch}",
+        group=f"{preset} with decoder {name} batch {batch}",
+        inputs=lambda: (torch.arange(batch, device=device()),),
+        sides=sides,
+        check=check,
+        bytes_moved=0,
+        facts=lambda seconds: {"images_per_second": batch / seconds},
+    )
+
+
+def _cases(everything: bool) -> Iterator[Case]:
+    for preset in PRESETS if everything else PRESETS[:1]:
+        full, half = (Subject(preset, dtype) for dtype in (torch.float32, torch.bfloat16))
+        for subject in (full, half):
+            for batch in (1, 16):
+                yield _case(subject, full, batch, everything)
+                # 256 px take half a minute an image on two cores.
+                if (
+                    everything
+                    and subject.decoder is not None
+                    and (batch == 1 or preset == "cifar10")
+                ):
+                    yield _decoded(subject, full, batch)
 
 
 def main(everything: bool = False) -> None:
     """Runs the benchmark; its headline is the last line printed."""
     summary = run("sampling", _cases(everything), seconds=2.0)
-    ratio = summary["cifar10 float32 batch 16"]["reference contiguous"]["ratio"]
-    print(f"sampling cifar10, batch 16, float32: {ratio:.2f}x over the plain model")
+    full, half = (summary[f"cifar10 {dtype} batch 16"] for dtype in ("float32", "bfloat16"))
+    print(
+        f"sampling cifar10, batch 16, over the published form in float32: "
+        f"{full['published']['ratio']:.2f}x in float32, "
+        f"{half['published float32']['ratio']:.2f}x in bfloat16"
+    )

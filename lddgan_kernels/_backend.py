@@ -9,6 +9,7 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -96,6 +97,17 @@ def unavailable(op: str, backend: str, x: Tensor, kernels: tuple[str, ...]) -> s
     if x.dtype not in NATIVE_DTYPES:
         return f"dtype {x.dtype} runs on the reference only"
     return None
+
+
+def direct_calls(backend: str | None) -> ModuleType | None:
+    """The extension's functions for plain CPU tensors; None where they must not be tried.
+
+    Each returns None for arguments that do not fit as they are (see python/direct.cpp); the long
+    way through checks and `select` then serves them.
+    """
+    if backend is not None or _default is not None or torch.compiler.is_compiling():
+        return None
+    return _extension.module()
 
 
 def select(op: str, x: Tensor, requested: str | None, kernels: tuple[str, ...]) -> str:

@@ -57,6 +57,9 @@ TORCH_LIBRARY_FRAGMENT(lddgan, m) {
       "Tensor sigmas_cum, Tensor? seeds, Tensor? noise_t, Tensor? noise_next, int stream_t, "
       "int stream_next, int step) -> (Tensor, Tensor)");
 }
+TORCH_LIBRARY_IMPL(lddgan, Autograd, m) {  // the inputs are data
+  m.impl("diffuse_pair", torch::CppFunction::makeFallthrough());
+}
 TORCH_LIBRARY_IMPL(lddgan, CPU, m) { m.impl("diffuse_pair", diffuse_pair_cpu); }
 
 #ifdef LDDGAN_CUDA

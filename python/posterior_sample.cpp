@@ -1,5 +1,9 @@
 #include "lddgan/posterior_sample.h"
 
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/index_select.h>
+#include <torch/csrc/autograd/custom_function.h>
+
 #include "diffusion_common.h"
 
 namespace lddgan {
@@ -73,6 +77,58 @@ std::tuple<at::Tensor, at::Tensor> posterior_sample_backward_cpu(const at::Tenso
   return {grad_x0, grad_x_next};
 }
 
+// The gradient is attached here and not in Python: a Python autograd.Function costs more than the
+// kernel on small batches.
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+at::Tensor call_forward(const at::Tensor& x0, const at::Tensor& x_next, const at::Tensor& t,
+                        const at::Tensor& coef1, const at::Tensor& coef2,
+                        const at::Tensor& log_variance, const OptionalTensor& seeds,
+                        const OptionalTensor& noise, int64_t stream, int64_t step) {
+  static auto op = find_op<decltype(posterior_sample_cpu)>(LDDGAN_NAMESPACE "::posterior_sample");
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return op.call(x0, x_next, t, coef1, coef2, log_variance, seeds, noise, stream, step);
+}
+
+struct Draw : torch::autograd::Function<Draw> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& x0,
+                            const at::Tensor& x_next, const at::Tensor& t, const at::Tensor& coef1,
+                            const at::Tensor& coef2, const at::Tensor& log_variance,
+                            const OptionalTensor& seeds, const OptionalTensor& noise,
+                            int64_t stream, int64_t step) {
+    context->save_for_backward({t, coef1, coef2});
+    return call_forward(x0, x_next, t, coef1, coef2, log_variance, seeds, noise, stream, step);
+  }
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    auto saved = context->get_saved_variables();
+    const at::Tensor &grad = grads[0], &t = saved[0], &coef1 = saved[1], &coef2 = saved[2];
+    variable_list out(10);             // of x0 and x_next alone
+    if (at::GradMode::is_enabled()) {  // to be differentiated again, which the plain form can be
+      auto times = [&](const at::Tensor& table) {
+        return (table.index_select(0, t).view({-1, 1, 1, 1}) * grad).to(grad.scalar_type());
+      };
+      out[0] = times(coef1);
+      out[1] = times(coef2);
+    } else {
+      static auto op = find_op<decltype(posterior_sample_backward_cpu)>(
+          LDDGAN_NAMESPACE "::posterior_sample_backward");
+      std::tie(out[0], out[1]) = op.call(dense(grad), t, coef1, coef2);
+    }
+    return out;
+  }
+};
+
+at::Tensor with_gradient(const at::Tensor& x0, const at::Tensor& x_next, const at::Tensor& t,
+                         const at::Tensor& coef1, const at::Tensor& coef2,
+                         const at::Tensor& log_variance, const OptionalTensor& seeds,
+                         const OptionalTensor& noise, int64_t stream, int64_t step) {
+  if (wants_gradient(x0, x_next)) {
+    return Draw::apply(x0, x_next, t, coef1, coef2, log_variance, seeds, noise, stream, step);
+  }
+  return call_forward(x0, x_next, t, coef1, coef2, log_variance, seeds, noise, stream, step);
+}
+
 TORCH_LIBRARY_FRAGMENT(lddgan, m) {
   m.def(
       "posterior_sample(Tensor x0, Tensor x_next, Tensor t, Tensor coef1, Tensor coef2, "
@@ -81,6 +137,7 @@ TORCH_LIBRARY_FRAGMENT(lddgan, m) {
       "posterior_sample_backward(Tensor grad, Tensor t, Tensor coef1, Tensor coef2) -> "
       "(Tensor, Tensor)");
 }
+TORCH_LIBRARY_IMPL(lddgan, Autograd, m) { m.impl("posterior_sample", with_gradient); }
 TORCH_LIBRARY_IMPL(lddgan, CPU, m) {
   m.impl("posterior_sample", posterior_sample_cpu);
   m.impl("posterior_sample_backward", posterior_sample_backward_cpu);

@@ -37,6 +37,9 @@ TORCH_LIBRARY_FRAGMENT(lddgan, m) {
       "seeded_normal(SymInt[] shape, Tensor seeds, int stream, int step, ScalarType dtype, "
       "bool channels_last) -> Tensor");
 }
+TORCH_LIBRARY_IMPL(lddgan, Autograd, m) {  // of integers
+  m.impl("seeded_normal", torch::CppFunction::makeFallthrough());
+}
 TORCH_LIBRARY_IMPL(lddgan, CPU, m) { m.impl("seeded_normal", seeded_normal_cpu); }
 
 #ifdef LDDGAN_CUDA

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
@@ -42,6 +44,21 @@ inline bool same_layout(const at::Tensor& x, const at::Tensor& y) {
   return (x.is_contiguous() && y.is_contiguous()) ||
          (x.is_contiguous(at::MemoryFormat::ChannelsLast) &&
           y.is_contiguous(at::MemoryFormat::ChannelsLast));
+}
+
+// x itself where it is contiguous or channels_last; a contiguous copy of any other view.
+inline at::Tensor dense(const at::Tensor& x) { return same_layout(x, x) ? x : x.contiguous(); }
+
+// Whether autograd must see an op of these inputs.
+template <typename... Tensors>
+bool wants_gradient(const Tensors&... x) {
+  return at::GradMode::is_enabled() && (... || x.requires_grad());
+}
+
+// The operator of this name, to be called through the dispatcher; F is its function's type.
+template <typename F>
+c10::TypedOperatorHandle<F> find_op(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<F>();
 }
 
 #ifdef LDDGAN_CUDA

@@ -1,5 +1,7 @@
 #include "lddgan/upfirdn2d.h"
 
+#include <torch/csrc/autograd/custom_function.h>
+
 #include "torch_common.h"
 
 namespace lddgan {
@@ -52,10 +54,53 @@ at::Tensor upfirdn2d_cpu(const at::Tensor& x, const at::Tensor& taps, int64_t up
   return out;
 }
 
+// The gradient is attached here and not in Python: a Python autograd.Function costs more than the
+// kernel on small maps. Sizes and pads are symbolic under torch.compile.
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+at::Tensor call(const at::Tensor& x, const at::Tensor& taps, int64_t up, int64_t down,
+                c10::SymIntArrayRef pad, bool reversed) {
+  static auto op = find_op<decltype(call)>(LDDGAN_NAMESPACE "::upfirdn2d");
+  return op.call(x, taps, up, down, pad, reversed);
+}
+
+struct Resample : torch::autograd::Function<Resample> {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& taps,
+                            int64_t up, int64_t down, c10::SymIntArrayRef pad, bool reversed) {
+    context->save_for_backward({taps});
+    context->saved_data["geometry"] = c10::SymIntArrayRef(
+        std::vector<c10::SymInt>{x.sym_size(2), x.sym_size(3), pad[0], pad[2], up, down, reversed});
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return call(x, taps, up, down, pad, reversed);
+  }
+  // The adjoint: up and down swapped, the taps the other way round, and the pads that make its
+  // result as large as x. By way of autograd, so that it has a gradient itself.
+  static variable_list backward(AutogradContext* context, const variable_list& grads) {
+    at::Tensor taps = context->get_saved_variables()[0], grad = dense(grads[0]);
+    auto geometry = context->saved_data["geometry"].toSymIntVector();
+    const auto &h = geometry[0], &w = geometry[1], &left = geometry[2], &top = geometry[3];
+    int64_t up = geometry[4].expect_int(), down = geometry[5].expect_int();
+    c10::SymInt pad[] = {taps.size(-1) - 1 - left, w * up - grad.sym_size(3) * down + left - up + 1,
+                         taps.size(0) - 1 - top, h * up - grad.sym_size(2) * down + top - up + 1};
+    variable_list out(6);
+    out[0] = call(grad, taps, down, up, pad, !geometry[6].expect_int());
+    return out;
+  }
+};
+
+at::Tensor with_gradient(const at::Tensor& x, const at::Tensor& taps, int64_t up, int64_t down,
+                         c10::SymIntArrayRef pad, bool reversed) {
+  if (wants_gradient(x)) return Resample::apply(x, taps, up, down, pad, reversed);
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return call(x, taps, up, down, pad, reversed);
+}
+
 TORCH_LIBRARY_FRAGMENT(lddgan, m) {
   m.def(
       "upfirdn2d(Tensor x, Tensor taps, int up, int down, SymInt[] pad, bool reversed) -> Tensor");
 }
+TORCH_LIBRARY_IMPL(lddgan, Autograd, m) { m.impl("upfirdn2d", with_gradient); }
 TORCH_LIBRARY_IMPL(lddgan, CPU, m) { m.impl("upfirdn2d", upfirdn2d_cpu); }
 
 #ifdef LDDGAN_CUDA

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lddgan_kernels.models._derived import Derived
+from lddgan_kernels.models._replay import Replay
 from lddgan_kernels.models.blocks import Block, DownBlock, PyramidDown, ResBlock, UpBlock
 from lddgan_kernels.models.layers import (
     Attention,
@@ -27,6 +28,7 @@ from lddgan_kernels.models.layers import (
     embed_time,
     merge,
 )
+from lddgan_kernels.ops.packed_conv2d import packs
 
 # Steps whose time biases are kept for inference: all that a schedule may have.
 TABLED_STEPS = 8
@@ -199,6 +201,7 @@ class Generator(nn.Module):
         self.time_embedding = TimeEmbedding(base, 4 * base, F.silu)
         self.time_bank = TimeBank(4 * base, [out for _, out in self._block_widths])
         self.time_table = Derived(partial(_time_table, base))
+        self.replay = Replay()
 
     def forward(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
         """The predicted x_0.
@@ -216,7 +219,13 @@ class Generator(nn.Module):
             ValueError: a shape does not fit the configuration.
         """
         self._check(x, t, z)
-        control = self.control(t, z)
+        biases = self._time_biases(t)
+        if packs(x, self.conv_in.weight):
+            return self.replay(self, self._forward, x, z, biases)
+        return self._forward(x, z, biases)
+
+    def _forward(self, x: Tensor, z: Tensor, biases: Tensor) -> Tensor:
+        control = self.control(z, biases)
         x = self._fold(x)
         if not self.config.centered:
             x = 2 * x - 1
@@ -247,12 +256,12 @@ class Generator(nn.Module):
         h = self._unfold(self.conv_out(self.norm_out(h)))
         return torch.tanh(h) if self.config.tanh_out else h
 
-    def control(self, t: Tensor, z: Tensor) -> list[BlockControl]:
-        """What t (N,) and z (N, z_dim) set in each block, in the order of execution."""
+    def control(self, z: Tensor, biases: Tensor) -> list[BlockControl]:
+        """What z (N, z_dim) and the time biases set in each block, in the order of execution."""
         styles = self.style_bank(self.mapping(z))
-        biases = self._time_biases(t).split(self.time_bank.sizes, dim=1)
+        split = biases.split(self.time_bank.sizes, dim=1)
         return [
-            BlockControl._make((*styles[4 * i : 4 * i + 4], bias)) for i, bias in enumerate(biases)
+            BlockControl._make((*styles[4 * i : 4 * i + 4], bias)) for i, bias in enumerate(split)
         ]
 
     def _time_biases(self, t: Tensor) -> Tensor:

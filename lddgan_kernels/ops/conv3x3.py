@@ -3,8 +3,8 @@
 On the CPU in float32, channels_last, by Winograd's F(2x2, 3x3) (Lavin & Gray 2016, "Fast algorithms
 for convolutional neural networks", section 4.1): 16 multiplications where direct convolution has
 36, at direct convolution's accuracy. Everything else goes to PyTorch's convolution, which has
-matrix units for bfloat16 and on GPUs. Which of the two runs depends on the shape of one image,
-never on how many there are. Gradient: any order (PyTorch's convolution's).
+matrix units for bfloat16 and on GPUs, and small inputs, whose time is that of reading the weights.
+Gradient: any order (PyTorch's convolution's).
 """
 
 from typing import Any
@@ -20,7 +20,8 @@ from lddgan_kernels._checks import check_image, check_tensor, fail, like_layout,
 KERNELS = ("cpu",)
 
 PANEL, LANE = 32, 16  # csrc/include/lddgan/conv3x3.h
-_MIN_PIXELS = 64  # below, reading 16/9 of the weights costs more than the multiplications saved
+# In a batch; below, reading 16/9 of the weights costs more than the multiplications saved.
+_MIN_PIXELS = 256
 # Without the wide registers of AVX the vendor's kernels are ahead.
 _HAS_KERNEL = _extension.build_info().get("cpu_isa", "").startswith("avx")
 
@@ -91,7 +92,7 @@ def _suits(x: Tensor, weight: Tensor, c_out: int, c_in: int) -> bool:
         and c_in % LANE == 0
         and c_in > LANE
         and c_out % PANEL == 0
-        and x.shape[2] * x.shape[3] >= _MIN_PIXELS
+        and x.shape[0] * x.shape[2] * x.shape[3] >= _MIN_PIXELS
         and memory_format(x) is torch.channels_last
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()  # which packs PyTorch's weights itself

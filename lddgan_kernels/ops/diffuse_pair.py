@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lddgan_kernels import _extension
-from lddgan_kernels._backend import select
+from lddgan_kernels._backend import direct_calls, select
 from lddgan_kernels._checks import dense, fail, like_layout, memory_format
 from lddgan_kernels.ops._philox import STREAM_DIFFUSE_NEXT, STREAM_DIFFUSE_T, normal_reference
 from lddgan_kernels.ops._steps import ScheduleTables, check_steps, check_t_values, take
@@ -50,6 +50,14 @@ def diffuse_pair(
         ValueError: an argument does not fit. RuntimeError: a named backend cannot run, or x0
             requires a gradient.
     """
+    direct = direct_calls(backend)
+    if direct is not None and noise is None:
+        tables = schedule.a_s, schedule.sigmas, schedule.a_s_cum, schedule.sigmas_cum
+        pair = direct.diffuse_pair(
+            x0, t, *tables, seeds, STREAM_DIFFUSE_T, STREAM_DIFFUSE_NEXT, step
+        )
+        if pair is not None:
+            return pair
     if noise is not None and not (isinstance(noise, tuple | list) and len(noise) == 2):
         raise fail("diffuse_pair", "noise", "two tensors (n_t, n_next)", type(noise).__name__)
     seeds = check_steps("diffuse_pair", x0, t, schedule, seeds, noise, step)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lddgan_kernels import _extension
-from lddgan_kernels._backend import select
+from lddgan_kernels._backend import direct_calls, select
 from lddgan_kernels._checks import (
     check_like,
     check_shape,
@@ -59,6 +59,16 @@ def posterior_sample(
     Raises:
         ValueError: an argument does not fit. RuntimeError: a named backend cannot run.
     """
+    direct = direct_calls(backend)
+    if direct is not None:
+        tables = (
+            schedule.posterior_mean_coef1,
+            schedule.posterior_mean_coef2,
+            schedule.posterior_log_variance_clipped,
+        )
+        out = direct.posterior_sample(x0, x_next, t, *tables, seeds, noise, STREAM_POSTERIOR, step)
+        if out is not None:
+            return out
     given = None if noise is None else (noise,)
     seeds = check_steps("posterior_sample", x0, t, schedule, seeds, given, step)
     check_tensor("posterior_sample", "x_next", x_next)
@@ -69,16 +79,21 @@ def posterior_sample(
         check_t_values("posterior_sample", t, schedule)
     if chosen == "reference":
         return posterior_sample_reference(x0, x_next, t, schedule, seeds, step=step, noise=noise)
+    x0 = dense(x0)
+    layout = memory_format(x0)
+    x_next = like_layout(x_next, layout)
     arguments = (
-        *(x0, x_next, t),
+        *(x0, x_next, t.contiguous()),
         schedule.posterior_mean_coef1,
         schedule.posterior_mean_coef2,
         schedule.posterior_log_variance_clipped,
-        *(seeds, noise, step, chosen),
+        None if seeds is None else seeds.contiguous(),
+        None if noise is None else like_layout(noise, layout),
+        *(STREAM_POSTERIOR, step),
     )
-    if torch.is_grad_enabled() and (x0.requires_grad or x_next.requires_grad):
-        return _PosteriorSample.apply(*arguments)
-    return _forward(*arguments)
+    if chosen == "triton":
+        return _Triton.apply(*arguments)
+    return torch.ops.lddgan.posterior_sample.default(*arguments)  # with its gradient
 
 
 def posterior_sample_reference(
@@ -105,74 +120,27 @@ def posterior_sample_reference(
     return drawn.to(x0.dtype).contiguous(memory_format=memory_format(x0))
 
 
-class _PosteriorSample(torch.autograd.Function):
+class _Triton(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        x0: Tensor,
-        x_next: Tensor,
-        t: Tensor,
-        coef1: Tensor,
-        coef2: Tensor,
-        log_variance: Tensor,
-        *options: Any,
-    ) -> Tensor:
-        ctx.save_for_backward(t, coef1, coef2)
-        ctx.backend = options[-1]
-        return _forward(x0, x_next, t, coef1, coef2, log_variance, *options)
+    def forward(ctx: Any, x0: Tensor, x_next: Tensor, t: Tensor, *rest: Any) -> Tensor:
+        from lddgan_kernels.triton import posterior_sample as kernel
+
+        ctx.save_for_backward(t, *rest[:2])
+        return kernel.forward(x0, x_next, t, *rest)
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        from lddgan_kernels.triton import posterior_sample as kernel
+
         t, coef1, coef2 = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated again, which the plain form can be
-            first, second = (
+            grads = tuple(
                 (take(c, t, len(c), torch.float32) * grad_out).to(grad_out.dtype)
                 for c in (coef1, coef2)
             )
         else:
-            first, second = _backward(grad_out, t, coef1, coef2, ctx.backend)
-        return first, second, *(None,) * 8
-
-
-def _forward(
-    x0: Tensor,
-    x_next: Tensor,
-    t: Tensor,
-    coef1: Tensor,
-    coef2: Tensor,
-    log_variance: Tensor,
-    seeds: Tensor | None,
-    noise: Tensor | None,
-    step: int,
-    backend: str,
-) -> Tensor:
-    x0 = dense(x0)
-    layout = memory_format(x0)
-    x_next = like_layout(x_next, layout)
-    if noise is not None:
-        noise = like_layout(noise, layout)
-    if seeds is not None:
-        seeds = seeds.contiguous()
-    if backend == "triton":
-        from lddgan_kernels.triton import posterior_sample as kernel
-
-        forward = kernel.forward
-    else:
-        forward = torch.ops.lddgan.posterior_sample.default
-    tables = coef1, coef2, log_variance
-    return forward(x0, x_next, t.contiguous(), *tables, seeds, noise, STREAM_POSTERIOR, step)
-
-
-def _backward(
-    grad: Tensor, t: Tensor, coef1: Tensor, coef2: Tensor, backend: str
-) -> tuple[Tensor, Tensor]:
-    if backend == "triton":
-        from lddgan_kernels.triton import posterior_sample as kernel
-
-        backward = kernel.backward
-    else:
-        backward = torch.ops.lddgan.posterior_sample_backward.default
-    return backward(dense(grad), t.contiguous(), coef1, coef2)
+            grads = kernel.backward(dense(grad_out), t, coef1, coef2)
+        return *grads, *(None,) * 8
 
 
 if _extension.is_loaded():

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lddgan_kernels import _extension
-from lddgan_kernels._backend import select
+from lddgan_kernels._backend import direct_calls, select
 from lddgan_kernels._checks import (
     check_float,
     check_image,
@@ -65,6 +65,11 @@ def upfirdn2d(
         ValueError: x is no image; taps, factors or pads do not fit, or leave no output.
         RuntimeError: a named backend cannot run.
     """
+    direct = direct_calls(backend)
+    if direct is not None:
+        out = direct.upfirdn2d(x, taps, up, down, pad)
+        if out is not None:
+            return out
     check_image("upfirdn2d", "x", x)
     check_tensor("upfirdn2d", "taps", taps)
     check_float("upfirdn2d", "taps", taps)
@@ -87,9 +92,9 @@ def upfirdn2d(
     if chosen == "reference":
         return upfirdn2d_reference(x, taps, up, down, sides)
     taps = taps.float().contiguous()
-    if torch.is_grad_enabled() and x.requires_grad:
-        return _Upfirdn2d.apply(x, taps, up, down, sides, False, chosen)
-    return _forward(x, taps, up, down, sides, False, chosen)
+    if chosen == "triton":
+        return _Triton.apply(x, taps, up, down, sides, False)
+    return torch.ops.lddgan.upfirdn2d.default(dense(x), taps, up, down, sides, False)
 
 
 def upsample2d(x: Tensor, *, backend: str | None = None) -> Tensor:
@@ -147,7 +152,7 @@ def upfirdn2d_reference(x: Tensor, taps: Tensor, up: int, down: int, pad: Pad) -
     return like_layout(out, memory_format(x))
 
 
-class _Upfirdn2d(torch.autograd.Function):
+class _Triton(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -157,16 +162,17 @@ class _Upfirdn2d(torch.autograd.Function):
         down: int,
         pad: Pad,
         reversed: bool,
-        backend: str,
     ) -> Tensor:
+        from lddgan_kernels.triton import upfirdn2d as kernel
+
         ctx.save_for_backward(taps)
-        ctx.geometry = x.shape, up, down, pad, reversed, backend
-        return _forward(x, taps, up, down, pad, reversed, backend)
+        ctx.geometry = x.shape, up, down, pad, reversed
+        return kernel.forward(dense(x), taps, up, down, pad, reversed)
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         (taps,) = ctx.saved_tensors
-        (_, _, h, w), up, down, (left, _, top, _), reversed, backend = ctx.geometry
+        (_, _, h, w), up, down, (left, _, top, _), reversed = ctx.geometry
         # The pads of the adjoint: what makes its result as large as x.
         _, _, out_h, out_w = grad_out.shape
         pad = (
@@ -175,20 +181,8 @@ class _Upfirdn2d(torch.autograd.Function):
             taps.shape[0] - 1 - top,
             h * up - out_h * down + top - up + 1,
         )
-        needs_graph = torch.is_grad_enabled() and grad_out.requires_grad
-        run = _Upfirdn2d.apply if needs_graph else _forward
-        grad = run(grad_out, taps, down, up, pad, not reversed, backend)
-        return grad, None, None, None, None, None, None
-
-
-def _forward(
-    x: Tensor, taps: Tensor, up: int, down: int, pad: Pad, reversed: bool, backend: str
-) -> Tensor:
-    if backend == "triton":
-        from lddgan_kernels.triton import upfirdn2d as kernel
-
-        return kernel.forward(dense(x), taps, up, down, pad, reversed)
-    return torch.ops.lddgan.upfirdn2d(dense(x), taps, up, down, pad, reversed)
+        grad = _Triton.apply(grad_out, taps, down, up, pad, not reversed)
+        return grad, None, None, None, None, None
 
 
 if _extension.is_loaded():

@@ -1,11 +1,12 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from lddgan_kernels import use_backend
-from lddgan_kernels._interop_autoencoder import load_autoencoder
+from lddgan_kernels._interop_autoencoder import autoencoder_options, load_autoencoder
 from lddgan_kernels.models.autoencoder import Autoencoder, AutoencoderConfig
 from lddgan_kernels.models.autoencoder_layers import num_groups
 from lddgan_kernels.testing import assert_error_rule, relative_error
@@ -154,7 +155,25 @@ def test_attention_follows_the_resolution():
     assert [len(level.blocks) for level in module.decoder.levels] == [4, 4, 4]
 
 
+def test_tanh_latent_has_no_outliers():
+    torch.manual_seed(0)
+    bounded = Autoencoder(replace(VQ, tanh_latent=True))
+    plain = Autoencoder(VQ)
+    plain.load_state_dict(bounded.state_dict())
+    x = 100 * torch.randn(2, 3, 16, 16)
+    bounded.quant_conv.weight.data.mul_(50)
+    plain.quant_conv.weight.data.mul_(50)
+    latent, unbounded = bounded.encode(x), plain.encode(x)
+    assert unbounded.abs().max() > 2 and latent.abs().max() <= 1
+    torch.testing.assert_close(latent, (2.5 * unbounded).tanh())
+    assert torch.equal(bounded(x).latent, latent)
+
+
 def test_bad_input():
+    with pytest.raises(ValueError, match="tanh_latent must be False where kl is set, got True"):
+        AutoencoderConfig(codebook_size=0, kl=True, tanh_latent=True)
+    with pytest.raises(ValueError, match="tanh_latent must be False, got True"):
+        autoencoder_options(replace(VQ, tanh_latent=True))
     with pytest.raises(ValueError, match="codebook_size must be 0 where kl is set, got 8192"):
         AutoencoderConfig(kl=True)
     with pytest.raises(ValueError, match="resolution must be a multiple of 4 for 3 levels, got 30"):

@@ -8,6 +8,7 @@ import torch
 
 from lddgan_kernels import use_backend
 from lddgan_kernels.models import Generator, GeneratorConfig, WaveletGenerator
+from lddgan_kernels.models._replay import record_calls
 from lddgan_kernels.testing import assert_error_rule
 
 CL = torch.channels_last
@@ -40,7 +41,9 @@ def plain(generator, x, t, z):
 
 @torch.no_grad()
 def assert_current(generator, given):
-    assert_error_rule(generator(*given), plain(generator, *given), exact(generator, *given))
+    theirs, wanted = plain(generator, *given), exact(generator, *given)
+    for _ in range(3):  # as it is, recorded, replayed
+        assert_error_rule(generator(*given), theirs, wanted)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -130,3 +133,61 @@ def test_training_in_float32_uses_the_weights_of_the_step():
         torch.testing.assert_close(out.detach(), plain(generator, *given), rtol=1e-3, atol=1e-4)
         out.square().sum().backward()
         optimizer.step()
+
+
+@torch.no_grad()
+def replayed(generator, given):
+    """Output of a replay, and of the modules themselves."""
+    generator.eval()(*given)
+    generator(*given)
+    assert any(callable(record) for record in generator.replay._records.values())
+    x, t, z = given
+    return generator(*given), generator._forward(x, z, generator._time_biases(t))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", [Generator, WaveletGenerator])
+def test_a_replay_is_bit_for_bit(kind, dtype):
+    generator = build(kind, dtype)
+    for n in (1, 3):
+        for _ in range(2):  # other values of the same shapes
+            assert torch.equal(*replayed(generator, inputs(dtype, n)))
+
+
+def test_a_changed_module_is_not_replayed():
+    generator, given = build(), inputs()
+    replayed(generator, given)
+    generator.conv_out = copy.deepcopy(generator.conv_out)
+    with torch.no_grad():
+        generator.conv_out.bias.add_(1)
+    assert torch.equal(*replayed(generator, given))
+    seen = []
+    handle = generator.middle0.register_forward_hook(lambda *_: seen.append(1))
+    with torch.no_grad():
+        for _ in range(3):
+            generator(*given)
+    assert len(seen) == 3
+    handle.remove()
+    assert torch.equal(*replayed(generator, given))
+
+
+def test_what_is_recorded_is_bounded():
+    generator = build()
+    with torch.no_grad():
+        for n in range(1, 20):
+            generator(*inputs(n=n))
+    assert len(generator.replay._records) <= 8
+
+
+def test_a_value_read_back_cannot_be_recorded():
+    with pytest.raises(RuntimeError, match="reads a value back"):
+        record_calls(lambda x: x * x.sum().item(), (torch.ones(2),))
+
+
+def test_dropout_is_drawn_anew_by_a_replay():
+    generator, given = build(dropout=0.5), inputs()
+    generator.train()
+    with torch.no_grad():
+        outputs = [generator(*given) for _ in range(4)]
+    assert not torch.equal(outputs[2], outputs[3])
+    replayed(generator, given)

@@ -31,10 +31,11 @@ def tensors(n, c, d, h, w, dtype=torch.float32, layout=CL, offset=0.0):
 
 # (N, C, D, H, W): whole and odd tiles, one and many panels, both row counts, every edge.
 SHAPES = [
-    (1, 32, 32, 8, 8),
-    (2, 48, 64, 9, 11),
-    (1, 64, 96, 1, 65),
-    (3, 32, 32, 64, 1),
+    (4, 32, 32, 8, 8),
+    (3, 48, 64, 9, 11),
+    (4, 64, 96, 1, 65),
+    (5, 32, 32, 64, 1),
+    (16, 32, 32, 4, 4),
     (1, 128, 32, 17, 16),
     (16, 32, 64, 8, 8),
     (0, 32, 32, 8, 8),
@@ -76,7 +77,7 @@ def test_forward_and_gradient(backend, shape, extras):
 @pytest.mark.parametrize("channels", [(32, 32), (3, 20), (32, 3)])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_other_dtypes_layouts_and_widths(backend, channels, layout, dtype):
-    x, weight, bias, residual = tensors(2, *channels, 9, 8, dtype, layout)
+    x, weight, bias, residual = tensors(4, *channels, 9, 8, dtype, layout)
     out = conv3x3(x, weight, bias, residual=residual, backend=backend)
     assert out.is_contiguous(memory_format=layout)
     exact = plain(*(t.double() for t in (x, weight, bias, residual)))
@@ -85,7 +86,7 @@ def test_other_dtypes_layouts_and_widths(backend, channels, layout, dtype):
 
 @native
 def test_views_and_operands_of_the_other_layout():
-    x, weight, bias, residual = tensors(2, 64, 32, 10, 12)
+    x, weight, bias, residual = tensors(3, 64, 32, 10, 12)
     exact = plain(*(t.double() for t in (x, weight, bias, residual)))
     out = conv3x3(
         x, weight.to(memory_format=CL), bias, residual=residual.contiguous(), backend="cpu"
@@ -99,14 +100,14 @@ def test_views_and_operands_of_the_other_layout():
 
 @native
 def test_data_far_from_zero():
-    x, weight, _, _ = tensors(1, 64, 64, 12, 12, offset=1e4)
+    x, weight, _, _ = tensors(2, 64, 64, 12, 12, offset=1e4)
     exact = plain(x.double(), weight.double())
     assert_error_rule(conv3x3(x, weight, backend="cpu"), plain(x, weight), exact)
 
 
 @native
 def test_an_image_is_the_same_in_any_batch():
-    x, weight, bias, _ = tensors(5, 32, 32, 10, 10)
+    x, weight, bias, _ = tensors(5, 32, 32, 16, 17)
     whole = conv3x3(x, weight, bias, backend="cpu")
     for i in range(5):
         assert torch.equal(conv3x3(x[i : i + 1], weight, bias, backend="cpu")[0], whole[i])
@@ -114,7 +115,7 @@ def test_an_image_is_the_same_in_any_batch():
 
 @native
 def test_packed_once():
-    x, weight, bias, _ = tensors(1, 32, 64, 8, 8)
+    x, weight, bias, _ = tensors(4, 32, 64, 8, 8)
     packed = pack_conv3x3(weight)
     assert torch.equal(conv3x3(x, weight, bias, packed=packed), conv3x3(x, weight, bias))
     weight.requires_grad_()
@@ -126,7 +127,7 @@ def test_packed_once():
 
 @native
 def test_second_order_gradients_are_the_convolutions():
-    x, weight, bias, _ = tensors(1, 32, 32, 8, 8)
+    x, weight, bias, _ = tensors(4, 32, 32, 8, 8)
     results = []
     for fn in (lambda *a: conv3x3(*a, backend="cpu"), plain):
         inputs = [t.detach().requires_grad_() for t in (x, weight, bias)]
@@ -148,7 +149,7 @@ def test_reference_gradients_of_any_order():
 
 @native
 def test_registration():
-    x, weight, bias, residual = tensors(2, 32, 32, 8, 9)
+    x, weight, bias, residual = tensors(4, 32, 32, 8, 9)
     packed = pack_conv3x3(weight)
     for extras in ((bias, residual), (None, None)):
         torch.library.opcheck(torch.ops.lddgan.conv3x3.default, (x, packed, *extras))
@@ -168,7 +169,7 @@ def test_packing_is_the_winograd_transform(layout):
 
 
 def test_compiles_as_one_graph():
-    x, weight, bias, residual = tensors(1, 32, 32, 8, 8)
+    x, weight, bias, residual = tensors(4, 32, 32, 8, 8)
     weight.requires_grad_()
 
     def fn(x, weight, bias, residual):
@@ -181,13 +182,13 @@ def test_compiles_as_one_graph():
 
 
 def test_autocast_goes_to_half_precision():
-    x, weight, _, _ = tensors(1, 32, 32, 8, 8)
+    x, weight, _, _ = tensors(4, 32, 32, 8, 8)
     with torch.autocast("cpu", torch.bfloat16):
         assert conv3x3(x, weight).dtype == torch.bfloat16
 
 
 def test_bad_input():
-    x, weight, bias, residual = tensors(1, 32, 32, 8, 8)
+    x, weight, bias, residual = tensors(4, 32, 32, 8, 8)
     with pytest.raises(ValueError, match=r"conv3x3: weight must be of shape \(D, 32, 3, 3\), got"):
         conv3x3(x, weight[:, :16])
     with pytest.raises(ValueError, match=r"conv3x3: bias must be of shape \(32,\), got \(31,\)"):

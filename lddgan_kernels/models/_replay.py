@@ -1,0 +1,158 @@
+"""A network's forward pass for inference as a flat list of operators.
+
+At batch 1 Python takes as long as a fifth of the arithmetic: modules, checks, choices of backend.
+All of it comes out the same for inputs of the same shape, so it is done once: the operators that
+ran are recorded, written as one Python function and from then on called one after the other.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+MOST_SHAPES = 8  # kept at once
+
+
+class Replay:
+    """function(*inputs) of a module without gradients, recorded once it is called again.
+
+    The function must depend on nothing but the inputs' values and layouts, the module's parameters,
+    buffers and submodules, and must not read values back. Whatever of the module changes discards
+    the records: another weight, one written to, another submodule, a forward hook. (Writing through
+    `weight.data` hides from PyTorch and from this.)
+    """
+
+    def __init__(self) -> None:
+        self._state: _State | None = None
+        self._records: dict[tuple[Any, ...], Callable[..., Tensor] | None] = {}
+
+    def __call__(
+        self, module: nn.Module, function: Callable[..., Tensor], *inputs: Tensor
+    ) -> Tensor:
+        if self._state is None or not self._state.holds():
+            self._state = _State(module)
+            self._records.clear()
+        if not self._state.replayable:
+            return function(*inputs)
+        key = tuple((x.shape, x.stride(), x.dtype, module.training) for x in inputs)
+        if key not in self._records:  # once may be all
+            if len(self._records) == MOST_SHAPES:
+                self._records.clear()
+            self._records[key] = None
+            return function(*inputs)
+        record = self._records[key]
+        if record is None:
+            record = self._records[key] = record_calls(function, inputs)
+        return record(*inputs)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "Replay":
+        return Replay()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Replay, ()
+
+
+class _State:
+    """What a record of a module relies on."""
+
+    def __init__(self, module: nn.Module) -> None:
+        parts = list(module.modules())
+        self.hooks = [hooks for p in parts for hooks in (p._forward_hooks, p._forward_pre_hooks)]
+        self.children = [(p._modules, *item) for p in parts for item in p._modules.items()]
+        own = [(d, *item) for p in parts for d in (p._parameters, p._buffers) for item in d.items()]
+        tensors = [(d, name, t) for d, name, t in own if t is not None]
+        self.replayable = not any(self.hooks) and not any(t.is_inference() for *_, t in tensors)
+        if self.replayable:
+            self.tensors = [(*found, found[2]._version, found[2].data_ptr()) for found in tensors]
+
+    def holds(self) -> bool:
+        """Whether all is as it was."""
+        if not self.replayable or any(self.hooks):
+            return False
+        for owner, name, child in self.children:
+            if owner.get(name) is not child:
+                return False
+        for tensors, name, tensor, version, address in self.tensors:
+            if (
+                tensors.get(name) is not tensor
+                or tensor._version != version
+                or tensor.data_ptr() != address
+            ):
+                return False
+        return True
+
+
+def record_calls(
+    function: Callable[..., Tensor], inputs: tuple[Tensor, ...]
+) -> Callable[..., Tensor]:
+    """A function of the same inputs that calls what `function` calls, without its Python.
+
+    Raises:
+        RuntimeError: it reads a value back.
+    """
+    with _Recorder() as recorder:
+        result = function(*inputs)
+    return _written(recorder.calls, inputs, result)
+
+
+class _Recorder(TorchDispatchMode):
+    """Keeps (operator, arguments, keywords, output) of all calls, and all tensors alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, Any, Any, Any]] = []
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # keeping the compiler out would import it, a second's work
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if not all(isinstance(leaf, Tensor) for leaf in tree_leaves(output)):
+            raise RuntimeError(f"Replay: {func} reads a value back")
+        self.calls.append((func, args, kwargs or {}, output))
+        return output
+
+
+def _written(calls: list[Any], inputs: tuple[Tensor, ...], result: Tensor) -> Callable[..., Tensor]:
+    """The calls as a function: one line each, a variable each tensor, dropped after its last use.
+
+    Tensors that no call made are constants: weights, and what was derived from them.
+    """
+    names = {id(x): f"x{i}" for i, x in enumerate(inputs)}
+    constants: dict[str, Any] = {}
+    last_use: dict[str, int] = {}
+    lines: list[str] = []
+
+    def named(value: Any) -> str:
+        if isinstance(value, list | tuple) and any(isinstance(v, Tensor) for v in value):
+            return f"[{', '.join(map(named, value))}]"
+        if isinstance(value, Tensor) and id(value) in names:
+            last_use[names[id(value)]] = len(lines)
+            return names[id(value)]
+        name = f"c{len(constants)}"
+        constants[name] = value
+        return name
+
+    def target(output: Any) -> str:
+        if isinstance(output, list | tuple):
+            return f"[{', '.join(map(target, output))}]"
+        name = names.setdefault(id(output), f"v{len(names)}")
+        last_use[name] = len(lines)
+        return name
+
+    for func, args, kwargs, output in calls:
+        given = [named(arg) for arg in args]
+        given += [f"{key}={named(arg)}" for key, arg in kwargs.items()]
+        called = f"{named(func)}({', '.join(given)})"
+        lines.append(f"{target(output)} = {called}")
+    lines.append(f"return {named(result)}")
+    for name, line in last_use.items():
+        if line < len(lines) - 1:
+            lines[line] += f"; del {name}"
+    head = f"def replay({', '.join(f'x{i}' for i in range(len(inputs)))}):"
+    exec("\n    ".join([head, *lines]), constants)
+    replay: Callable[..., Tensor] = constants["replay"]
+    return replay
