@@ -65,7 +65,9 @@ class AutoencoderConfig:
                 f"got {self.codebook_size}"
             )
         if self.kl and self.tanh_latent:
-            raise ValueError("AutoencoderConfig: tanh_latent must be False where kl is set, got True")
+            raise ValueError(
+                "AutoencoderConfig: tanh_latent must be False where kl is set, got True"
+            )
         if not self.channel_multipliers:
             raise ValueError("AutoencoderConfig: channel_multipliers must hold one a level, got ()")
         if self.resolution % self.factor:

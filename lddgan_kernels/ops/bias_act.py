@@ -137,7 +137,7 @@ def _forward(x: Tensor, bias: Tensor, activation: str, backend: str) -> Tensor:
         from lddgan_kernels.triton import bias_act as kernel
 
         return kernel.forward(x, bias.contiguous(), silu)
-    return torch.ops.lddgan.bias_act(x, bias, silu)
+    return torch.ops.lddgan.bias_act.default(x, bias, silu)
 
 
 def _backward(
@@ -149,8 +149,8 @@ def _backward(
 
         grad_x, grad_bias = kernel.backward(grad, x, bias.contiguous(), silu)
     else:
-        grad_x, grad_bias = torch.ops.lddgan.bias_act_backward(grad, x, bias, silu)
-    return grad_x, grad_bias.to(bias.dtype)
+        grad_x, grad_bias = torch.ops.lddgan.bias_act_backward.default(grad, x, bias, silu)
+    return grad_x, grad_bias if bias.dtype == torch.float32 else grad_bias.to(bias.dtype)
 
 
 if _extension.is_loaded():

@@ -121,7 +121,7 @@ def _dwt(x: Tensor, scale: float, backend: str) -> Tensor:
         from lddgan_kernels.triton import haar as kernel
 
         return kernel.dwt(dense(x), scale)
-    return torch.ops.lddgan.haar_dwt2d(dense(x), scale)
+    return torch.ops.lddgan.haar_dwt2d.default(dense(x), scale)
 
 
 def _idwt(y: Tensor, scale: float, backend: str) -> Tensor:
@@ -129,7 +129,7 @@ def _idwt(y: Tensor, scale: float, backend: str) -> Tensor:
         from lddgan_kernels.triton import haar as kernel
 
         return kernel.idwt(dense(y), scale)
-    return torch.ops.lddgan.haar_idwt2d(dense(y), scale)
+    return torch.ops.lddgan.haar_idwt2d.default(dense(y), scale)
 
 
 if _extension.is_loaded():

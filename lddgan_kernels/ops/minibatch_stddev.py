@@ -90,7 +90,7 @@ def _forward(x: Tensor, members: int, backend: str) -> Tensor:
         from lddgan_kernels.triton import minibatch_stddev as kernel
 
         return kernel.forward(x, members)
-    return torch.ops.lddgan.minibatch_stddev(x, members)
+    return torch.ops.lddgan.minibatch_stddev.default(x, members)
 
 
 def _backward(grad: Tensor, x: Tensor, members: int, backend: str) -> Tensor:
@@ -98,7 +98,7 @@ def _backward(grad: Tensor, x: Tensor, members: int, backend: str) -> Tensor:
         from lddgan_kernels.triton import minibatch_stddev as kernel
 
         return kernel.backward(grad, x, members)
-    return torch.ops.lddgan.minibatch_stddev_backward(grad, x, members)
+    return torch.ops.lddgan.minibatch_stddev_backward.default(grad, x, members)
 
 
 if _extension.is_loaded():

@@ -96,7 +96,7 @@ def _forward(z: Tensor, codebook: Tensor, backend: str) -> tuple[Tensor, Tensor]
         from lddgan_kernels.triton import nearest_code as kernel
 
         return kernel.forward(z, codebook.contiguous())
-    return torch.ops.lddgan.nearest_code(z, codebook)
+    return torch.ops.lddgan.nearest_code.default(z, codebook)
 
 
 if _extension.is_loaded():

@@ -72,7 +72,7 @@ def _forward(z: Tensor, backend: str) -> Tensor:
         from lddgan_kernels.triton import pixel_norm as kernel
 
         return kernel.forward(z)
-    return torch.ops.lddgan.pixel_norm(z)
+    return torch.ops.lddgan.pixel_norm.default(z)
 
 
 def _backward(grad: Tensor, z: Tensor, backend: str) -> Tensor:
@@ -80,7 +80,7 @@ def _backward(grad: Tensor, z: Tensor, backend: str) -> Tensor:
         from lddgan_kernels.triton import pixel_norm as kernel
 
         return kernel.backward(grad, z)
-    return torch.ops.lddgan.pixel_norm_backward(grad, z)
+    return torch.ops.lddgan.pixel_norm_backward.default(grad, z)
 
 
 if _extension.is_loaded():

@@ -76,7 +76,7 @@ def _forward(x: Tensor, h: Tensor, backend: str) -> Tensor:
         from lddgan_kernels.triton import residual_scale as kernel
 
         return kernel.forward(x, h)
-    return torch.ops.lddgan.residual_scale(x, h)
+    return torch.ops.lddgan.residual_scale.default(x, h)
 
 
 if _extension.is_loaded():
