@@ -1,11 +1,14 @@
-"""`python -m benchmarks NAME...`: a file of this folder without leading `_`, `test_`; or `all`."""
+"""`python -m benchmarks NAME...`: a file of this folder without leading `_`, `test_`; or `all`.
+
+`python -m benchmarks plot` turns this machine's stored results into a table and a plot.
+"""
 
 import argparse
 import importlib
 import pkgutil
 
 import benchmarks
-from benchmarks import _harness
+from benchmarks import _harness, _plot
 
 
 def names() -> list[str]:
@@ -15,10 +18,15 @@ def names() -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=_harness.__doc__)
-    parser.add_argument("names", nargs="+", metavar="NAME", help=f"{', '.join(names())} or all")
+    parser.add_argument(
+        "names", nargs="+", metavar="NAME", help=f"{', '.join(names())}, all or plot"
+    )
     parser.add_argument("--seconds", type=float, default=0.6, help="time for each side of a case")
     parser.add_argument("--all", action="store_true", help="every preset, dtype and batch size")
     options = parser.parse_args()
+    if options.names == ["plot"]:
+        print(*_plot.write(), sep="\n")
+        return
     wanted = names() if "all" in options.names else options.names
     unknown = sorted(set(wanted) - set(names()))
     if unknown:
