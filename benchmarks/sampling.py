@@ -199,7 +199,7 @@ def _decoded(subject: Subject, full: Subject, batch: int) -> Case:
         with torch.no_grad():
             if subject.decoder.quantizer is not None:  # no position between two codes
                 codes = subject.decoder.quantizer.codebook
-                latents = F.embedding(latents[:, 0].sigmoid().mul(1000).long(), codes)
+                latents = F.embedding(latents[:, 0].sigmoid().mul(len(codes)).long(), codes)
                 latents = latents.permute(0, 3, 1, 2).contiguous()
             exact = published_decoder(copy.deepcopy(subject.decoder).double(), latents.double())
             plain_image = published_decoder(subject.decoder, latents)

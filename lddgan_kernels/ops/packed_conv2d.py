@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lddgan_kernels._backend import select
-from lddgan_kernels._checks import check_image, fail, memory_format
+from lddgan_kernels._checks import check_image, dense, fail, memory_format
 
 KERNELS = ()  # none of ours: the packed form is oneDNN's
 
@@ -35,7 +35,7 @@ def packs(x: Tensor, weight: Tensor) -> bool:
         and x.dtype in _DTYPES
         and (x.dtype == torch.float32 or _HAS_BFLOAT16)
         and x.numel() > 0
-        and memory_format(x) is torch.channels_last
+        and (memory_format(x) is torch.channels_last or (x.shape[1] == 1 and dense(x) is x))
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()  # which packs by itself
         and select("packed_conv2d", x, None, ("cpu",)) == "cpu"

@@ -63,6 +63,7 @@ def test_packs_only_where_it_may():
         assert not packs(x.double(), weight.double())
         assert not packs(x, weight.bfloat16())
         assert not packs(x[:0], weight)
+        assert packs(x[:, :1].contiguous(), weight[:, :1])  # one channel has every layout
         with use_backend("reference"):
             assert not packs(x, weight)
         with torch.autocast("cpu", torch.bfloat16):
