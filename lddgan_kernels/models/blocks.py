@@ -69,7 +69,8 @@ class Block(nn.Module):
 
     def folds(self, x: Tensor) -> bool:
         """Whether, for an input x, the shortcut comes scaled and the rest is added to it."""
-        return self.shortcut is not None and packs(x, self.conv1.weight)
+        fits = self.shortcut is not None and not self.training
+        return fits and packs(x, self.conv1.weight)
 
     def project(self, x: Tensor, x2: Tensor | None = None, *, folds: bool = False) -> Tensor:
         """The shortcut's convolution, without its bias (which `finish` adds)."""

@@ -22,7 +22,7 @@ class Conv3x3(nn.Conv2d):
     def forward(
         self, x: Tensor, residual: Tensor | None = None, more_bias: Tensor | None = None
     ) -> Tensor:
-        if packs(x, self.weight):
+        if not self.training and packs(x, self.weight):
             return self.frozen(x, self.weight, self.bias, more_bias, residual=residual)
         packed = self.packed(self.weight) if uses_winograd(x, self.weight) else None
         bias = self.bias
