@@ -1,0 +1,41 @@
+import json
+
+import pytest
+
+from benchmarks import _harness, _plot
+
+RESULT = {
+    "summary": {
+        "float32 forward": {
+            "eager": {"ratio": 4.25, "target": 5.0},
+            "compile": {"ratio": 0.5, "target": None},
+        }
+    },
+    "commit": "abc",
+    "rows": [],
+}
+
+
+def test_stored_results_become_a_table_and_a_plot(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(_plot, "RESULTS", tmp_path)
+    (tmp_path / "gpu.json").write_text(json.dumps({"haar": RESULT, "fir": RESULT}))
+    table, plot = _plot.write("gpu")
+    row = "| float32 forward | eager 4.25x (5x); compile 0.50x | abc |"
+    assert [line for line in table.read_text().splitlines() if row in line] == [
+        f"| `fir` {row}",
+        f"| `haar` {row}",
+    ]
+    assert "<svg" in plot.read_text()
+    with pytest.raises(FileNotFoundError, match="run a benchmark first"):
+        _plot.write("other")
+
+
+def test_a_group_of_shares_counts_its_sum():
+    rows = [
+        {"seconds_p20_p50_p80": {"ours": [0, 1.0, 0], "eager": [0, 2.0, 0]}, "share": None},
+        {"seconds_p20_p50_p80": {"ours": [0, 1.0, 0], "eager": [0, 8.0, 0]}, "share": None},
+    ]
+    assert _harness._ratio(rows, "eager") == pytest.approx(4.0)
+    shared = [{**row, "share": share} for row, share in zip(rows, (0.75, 0.25), strict=True)]
+    assert _harness._ratio(shared, "eager") == pytest.approx(3.5)
