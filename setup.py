@@ -6,6 +6,7 @@ is a CUDA build and nvcc is present (no GPU is needed), CPU kernels otherwise. T
 without the extension and runs on its reference implementations; a build asked for by name fails.
 """
 
+import importlib.util
 import json
 import os
 import shutil
@@ -50,6 +51,15 @@ def find_cmake():
         beside = Path(sys.executable).parent / tool
         found[tool] = shutil.which(tool) or (str(beside) if beside.exists() else None)
     return found["cmake"], found["ninja"]
+
+
+def find_schema_stamp():
+    """From the package's own file, without importing the package (which imports PyTorch)."""
+    path = ROOT / "lddgan_kernels" / "_schemas.py"
+    spec = importlib.util.spec_from_file_location("_schemas", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.schema_stamp(ROOT)
 
 
 def find_pybind11():
@@ -101,6 +111,7 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={find_pybind11()}",
             f"-DCMAKE_MAKE_PROGRAM={ninja}",
+            f"-DLDDGAN_SCHEMAS={find_schema_stamp()}",
             f"-DLDDGAN_CUDA={'ON' if nvcc else 'OFF'}",
             f"-DLDDGAN_EMULATE_CUDA={os.environ.get('LDDGAN_EMULATE_CUDA', 'OFF')}",
         ]

@@ -5,18 +5,28 @@ op runs on its reference implementation, and `python -m lddgan_kernels.info` say
 """
 
 import importlib
+from pathlib import Path
 from types import ModuleType
 
 import torch
 
-_error: str | None = None
-_C: ModuleType | None = None
+from lddgan_kernels import _schemas
 
-try:
-    # Registers the `torch.ops.lddgan.*` operators as a side effect.
-    _C = importlib.import_module("lddgan_kernels._C")
-except ImportError as error:
-    _error = str(error)
+
+def _load() -> tuple[ModuleType | None, str | None]:
+    """The extension, or None and why not."""
+    try:
+        # Registers the `torch.ops.lddgan.*` operators as a side effect.
+        module = importlib.import_module("lddgan_kernels._C")
+    except ImportError as error:
+        return None, str(error)
+    expected = _schemas.schema_stamp(Path(__file__).parents[1])
+    if expected and module.build_info().get("schemas") != expected:
+        return None, "it was built from other sources than these"
+    return module, None
+
+
+_C, _error = _load()
 
 
 def module() -> ModuleType | None:
@@ -45,7 +55,7 @@ def why_missing() -> str | None:
         return None
     if _error is not None and "No module named 'lddgan_kernels._C'" not in _error:
         return (
-            f"the compiled extension does not load with this PyTorch {torch.__version__} "
+            f"the compiled extension does not fit this checkout and PyTorch {torch.__version__} "
             f"({_error}); run `pip install -e . --no-build-isolation` again"
         )
     return (

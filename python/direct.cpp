@@ -152,6 +152,45 @@ PyObject* upfirdn2d(PyObject*, PyObject* const* args, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
+// Rows of x's dtype or float32, one a sample; where `one` is set, one for all too.
+const at::Tensor* rows(PyObject* object, const at::Tensor& x, int64_t channels, bool one) {
+  const at::Tensor* r = tensor(object);
+  return r && r->is_cpu() &&
+                 (r->scalar_type() == x.scalar_type() || r->scalar_type() == at::kFloat) &&
+                 ((one && r->dim() == 1) || (r->dim() == 2 && r->size(0) == x.size(0))) &&
+                 r->size(-1) == channels
+             ? r
+             : nullptr;
+}
+
+// (x, scale, shift, num_groups, eps, silu, bias)
+PyObject* ada_group_norm(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  static auto op =
+      find_op<at::Tensor(const at::Tensor&, const Optional&, const Optional&, const at::Tensor&,
+                         const at::Tensor&, int64_t, double, bool, at::IntArrayRef)>(
+          "lddgan::ada_group_norm");
+  const at::Tensor* x = count == 7 ? image(args[0]) : nullptr;
+  if (!x) Py_RETURN_NONE;
+  const int64_t channels = x->size(1), groups = word(args[3]);
+  const at::Tensor* scale = rows(args[1], *x, channels, true);
+  const at::Tensor* shift = rows(args[2], *x, channels, true);
+  const at::Tensor* bias = rows(args[6], *x, channels, false);
+  if (!scale || !shift || (!bias && args[6] != Py_None) || groups < 1 || channels % groups != 0 ||
+      !PyFloat_CheckExact(args[4])) {
+    Py_RETURN_NONE;
+  }
+  const double eps = PyFloat_AS_DOUBLE(args[4]);
+  at::Tensor out;
+  {
+    pybind11::gil_scoped_release release;
+    out = op.call(*x, std::nullopt, bias ? Optional(*bias) : std::nullopt, *scale, *shift, groups,
+                  eps, args[5] == Py_True, {});
+  }
+  return THPVariable_Wrap(std::move(out));
+  END_HANDLE_TH_ERRORS
+}
+
 template <auto function>
 PyMethodDef method(const char* name) {
   return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function)),
@@ -165,6 +204,7 @@ void add_direct_calls(PyObject* module) {
       method<posterior_sample>("posterior_sample"),
       method<diffuse_pair>("diffuse_pair"),
       method<upfirdn2d>("upfirdn2d"),
+      method<ada_group_norm>("ada_group_norm"),
       {nullptr, nullptr, 0, nullptr},
   };
   PyModule_AddFunctions(module, methods);

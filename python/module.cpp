@@ -14,6 +14,7 @@ PYBIND11_MODULE(_C, m) {
     info["compiler"] = LDDGAN_COMPILER;
     info["cuda"] = LDDGAN_CUDA_VERSION;                      // "" without CUDA kernels
     info["cuda_architectures"] = LDDGAN_CUDA_ARCHITECTURES;  // "80;90"
+    info["schemas"] = LDDGAN_SCHEMAS;                        // lddgan_kernels/_schemas.py
     info["cpu_isa"] = lddgan::cpu_isa_name();
     return info;
   });

@@ -1,8 +1,11 @@
 import pkgutil
+from pathlib import Path
 
 import torch
 
-from lddgan_kernels import _backend, _extension, info, ops
+from lddgan_kernels import _backend, _extension, _schemas, info, ops
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_every_op_and_backend_is_listed(capsys):
@@ -36,3 +39,30 @@ def test_a_model_is_shown_beside_the_paper(capsys):
     assert "335 in its code, 292 here" in out
     assert info.main(["--model", "celebahq"]) == 1
     assert "celebahq256" in capsys.readouterr().err
+
+
+def test_an_extension_of_other_sources_is_refused(monkeypatch):
+    if _extension.is_loaded():
+        assert _extension.build_info()["schemas"] == _schemas.schema_stamp(ROOT)
+        monkeypatch.setattr(_schemas, "schema_stamp", lambda root: "another")
+        module, error = _extension._load()
+        assert module is None
+        monkeypatch.setattr(_extension, "_C", module)
+        monkeypatch.setattr(_extension, "_error", error)
+        assert "built from other sources than these); run `pip" in _extension.why_missing()
+
+
+def test_the_stamp_follows_the_schemas_alone(tmp_path):
+    (tmp_path / "python").mkdir()
+    source = tmp_path / "python" / "op.cpp"
+    stamps = []
+    for text in (
+        'm.def("op(Tensor x) -> Tensor");',
+        '// m\n  m.def(\n      "op(Tensor x) "\n      "-> Tensor");',
+        'm.def("op(Tensor x, int n) -> Tensor");',
+    ):
+        source.write_text(text)
+        stamps.append(_schemas.schema_stamp(tmp_path))
+    assert stamps[0] == stamps[1] != stamps[2]
+    source.unlink()
+    assert _schemas.schema_stamp(tmp_path) == ""

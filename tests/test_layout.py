@@ -12,7 +12,8 @@ PACKAGE = ROOT / "lddgan_kernels"
 
 # Higher imports lower, never a sibling of its own level. `data` serves `metrics` a reference set.
 LEVELS = (
-    ("_version", "_extension", "_checks"),
+    ("_version", "_schemas", "_checks"),
+    ("_extension",),
     ("_backend",),
     ("triton",),
     ("ops",),

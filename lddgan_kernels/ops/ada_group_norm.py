@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lddgan_kernels import _extension
-from lddgan_kernels._backend import select
+from lddgan_kernels._backend import direct_calls, select
 from lddgan_kernels._checks import (
     check_image,
     check_tensor,
@@ -65,6 +65,12 @@ def ada_group_norm(
             activation is unknown. RuntimeError: a named backend cannot run, or a gradient of a
             gradient is asked of a kernel (the reference has them).
     """
+    direct = direct_calls(backend)
+    if direct is not None and x2 is None and activation in ("silu", None):
+        silu = activation is not None
+        out = direct.ada_group_norm(x, scale, shift, num_groups, eps, silu, bias)
+        if out is not None:
+            return out
     _check(x, scale, shift, num_groups, activation, x2, bias)
     chosen = select("ada_group_norm", x, backend, KERNELS)
     if chosen == "reference":

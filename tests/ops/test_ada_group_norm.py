@@ -250,6 +250,25 @@ def test_compiles_as_one_graph(layout):
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_no_backend_named_is_cpu(layout):
+    shape = (3, 24, 0, 5, 7, 6)
+    grad_out = torch.randn(3, 24, 5, 7)
+    for rows, options in (
+        ({}, {}),
+        ({"affine": True}, {"activation": None}),
+        ({"rows_dtype": torch.float32}, {"eps": 0.1}),
+    ):
+        tensors = inputs(shape, torch.bfloat16, layout, "cpu", **rows)
+        for without in ((), ("bias",)):
+            given = {name: t for name, t in tensors.items() if name not in without}
+            named, unnamed = (
+                with_gradients(ada_group_norm, given, grad_out, 6, backend=backend, **options)
+                for backend in ("cpu", None)
+            )
+            assert all(map(torch.equal, named, unnamed))
+
+
 def test_bad_input():
     x, rows = torch.randn(2, 12, 4, 5), torch.randn(2, 12)
 
