@@ -124,8 +124,8 @@ def autoencoder_config(network: str, options: Mapping[str, Any]) -> AutoencoderC
 
 def autoencoder_options(config: AutoencoderConfig) -> dict[str, Any]:
     """The published options of one of our autoencoders: the inverse of `autoencoder_config`."""
-    if config.tanh_latent:
-        raise ValueError("to_published: tanh_latent must be False, got True")
+    if config.bounded_latent:
+        raise ValueError("to_published: bounded_latent must be False, got True")
     latent = config.latent_channels
     options: dict[str, Any] = {
         "embed_dim": latent,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lddgan_kernels._checks import like_layout, memory_format
@@ -19,8 +20,6 @@ from lddgan_kernels.models.quantizer import VectorQuantizer
 
 # Output pixels decoded at a time where no gradient is asked: 16 images of 256 px, 1 GB in float32.
 CHUNK_PIXELS = 2**20
-# Into the tanh of a latent: without it an early latent fills less of [-1, 1].
-TANH_GAIN = 2.5
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,8 @@ class AutoencoderConfig:
         tanh_out: whether the image passes a tanh.
         codebook_size: codes of the quantiser; 0: none.
         kl: a diagonal Gaussian latent instead of a quantised one; needs `codebook_size` 0.
-        tanh_latent: whether the latent is tanh(2.5 h): no outlier then sets the scale of the rest.
+        bounded_latent: whether the latent is normalised, each image's by itself, and passes a tanh:
+            then it fills [-1, 1], and neither an offset nor an outlier makes it weak.
         dropout: in the residual blocks.
         z_channels: of the encoder's own output, before the 1x1 convolution to `latent_channels`;
             None: the same.
@@ -54,7 +54,7 @@ class AutoencoderConfig:
     tanh_out: bool = False
     codebook_size: int = 8192
     kl: bool = False
-    tanh_latent: bool = False
+    bounded_latent: bool = False
     dropout: float = 0.0
     z_channels: int | None = None
 
@@ -64,9 +64,9 @@ class AutoencoderConfig:
                 f"AutoencoderConfig: codebook_size must be 0 where kl is set, "
                 f"got {self.codebook_size}"
             )
-        if self.kl and self.tanh_latent:
+        if self.kl and self.bounded_latent:
             raise ValueError(
-                "AutoencoderConfig: tanh_latent must be False where kl is set, got True"
+                "AutoencoderConfig: bounded_latent must be False where kl is set, got True"
             )
         if not self.channel_multipliers:
             raise ValueError("AutoencoderConfig: channel_multipliers must hold one a level, got ()")
@@ -233,8 +233,8 @@ class Autoencoder(nn.Module):
                 f"got {tuple(x.shape)}"
             )
         h = self.quant_conv(self.encoder(x))
-        if self.config.tanh_latent:
-            h = (TANH_GAIN * h).tanh()
+        if self.config.bounded_latent:
+            h = F.layer_norm(h, h.shape[1:]).tanh()
         if not self.config.kl:
             return h, None
         mean, log_variance = h.chunk(2, dim=1)

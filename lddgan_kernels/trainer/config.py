@@ -56,8 +56,8 @@ class AutoencoderModel:
     """Codes of the quantiser inside the decoder; 0: none."""
     kl: bool = False
     """A Gaussian latent with a KL penalty instead; needs codebook_size 0."""
-    tanh_latent: bool = False
-    """Whether the latent passes a tanh: no outlier then sets the scale of the rest."""
+    bounded_latent: bool = False
+    """Whether the latent is normalised and passes a tanh: then it fills [-1, 1]."""
 
 
 @dataclass(frozen=True)

@@ -155,26 +155,30 @@ def test_attention_follows_the_resolution():
     assert [len(level.blocks) for level in module.decoder.levels] == [4, 4, 4]
 
 
-def test_tanh_latent_has_no_outliers():
+def test_bounded_latent_has_neither_offset_nor_outliers():
     torch.manual_seed(0)
-    bounded = Autoencoder(replace(VQ, tanh_latent=True))
+    module = Autoencoder(replace(VQ, bounded_latent=True))
+    x = torch.randn(2, 3, 16, 16)
+    module.quant_conv.weight.data.mul_(50)
+    module.quant_conv.bias.data.mul_(50)
+    module.quant_conv.bias.data.add_(7.0)
     plain = Autoencoder(VQ)
-    plain.load_state_dict(bounded.state_dict())
-    x = 100 * torch.randn(2, 3, 16, 16)
-    bounded.quant_conv.weight.data.mul_(50)
-    plain.quant_conv.weight.data.mul_(50)
-    latent, unbounded = bounded.encode(x), plain.encode(x)
-    assert unbounded.abs().max() > 2
+    plain.load_state_dict(module.state_dict())
+    h = plain.encode(x)
+    latent = module.encode(x)
+    assert h.abs().max() > 2
     assert latent.abs().max() <= 1
-    torch.testing.assert_close(latent, (2.5 * unbounded).tanh())
-    assert torch.equal(bounded(x).latent, latent)
+    assert 0.3 < latent.std() < 0.8
+    mean, deviation = h.mean((1, 2, 3), True), h.std((1, 2, 3), correction=0, keepdim=True)
+    torch.testing.assert_close(latent, ((h - mean) / deviation).tanh(), rtol=1e-4, atol=1e-4)
+    assert torch.equal(module(x).latent, latent)
 
 
 def test_bad_input():
-    with pytest.raises(ValueError, match="tanh_latent must be False where kl is set, got True"):
-        AutoencoderConfig(codebook_size=0, kl=True, tanh_latent=True)
-    with pytest.raises(ValueError, match="tanh_latent must be False, got True"):
-        autoencoder_options(replace(VQ, tanh_latent=True))
+    with pytest.raises(ValueError, match="bounded_latent must be False where kl is set, got True"):
+        AutoencoderConfig(codebook_size=0, kl=True, bounded_latent=True)
+    with pytest.raises(ValueError, match="bounded_latent must be False, got True"):
+        autoencoder_options(replace(VQ, bounded_latent=True))
     with pytest.raises(ValueError, match="codebook_size must be 0 where kl is set, got 8192"):
         AutoencoderConfig(kl=True)
     with pytest.raises(ValueError, match="resolution must be a multiple of 4 for 3 levels, got 30"):
