@@ -33,6 +33,7 @@ from lddgan_kernels.diffusion import Schedule
 x, seeds, t = torch.randn(4, 8, 6, 4), torch.arange(4), torch.tensor([0, 1, 0, 1])
 rows = torch.randn(4, 8)
 taps = torch.tensor([1.0, 3.0, 3.0, 1.0])
+packed = ops.pack_conv2d(torch.randn(5, 8, 3, 3))
 calls = {
     "ada_group_norm": lambda: ops.ada_group_norm(x, rows, rows, 4),
     "bias_act": lambda: ops.bias_act(x, rows[0], "silu"),
@@ -43,6 +44,8 @@ calls = {
     "haar_idwt2d": lambda: ops.haar_idwt2d(x),
     "minibatch_stddev": lambda: ops.minibatch_stddev(x),
     "nearest_code": lambda: ops.nearest_code(x, torch.randn(9, 8)),
+    "pack_conv2d": lambda: packed.to_dense(),
+    "packed_conv2d": lambda: ops.packed_conv2d(x, packed),
     "pixel_norm": lambda: ops.pixel_norm(rows),
     "posterior_sample": lambda: ops.posterior_sample(x, x, t, Schedule(2), seeds),
     "residual_scale": lambda: ops.residual_scale(x, x),

@@ -7,7 +7,7 @@ from lddgan_kernels.ops.diffuse_pair import diffuse_pair
 from lddgan_kernels.ops.haar import haar_dwt2d, haar_idwt2d
 from lddgan_kernels.ops.minibatch_stddev import minibatch_stddev
 from lddgan_kernels.ops.nearest_code import nearest_code
-from lddgan_kernels.ops.packed_conv2d import packed_conv2d
+from lddgan_kernels.ops.packed_conv2d import pack_conv2d, packed_conv2d
 from lddgan_kernels.ops.pixel_norm import pixel_norm
 from lddgan_kernels.ops.posterior_sample import posterior_sample
 from lddgan_kernels.ops.residual_scale import residual_scale
@@ -24,6 +24,7 @@ __all__ = [
     "haar_idwt2d",
     "minibatch_stddev",
     "nearest_code",
+    "pack_conv2d",
     "packed_conv2d",
     "pixel_norm",
     "posterior_sample",
