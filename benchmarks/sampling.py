@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import _limits
-from benchmarks._harness import Case, copy_bandwidth, device, run
+from benchmarks._harness import Case, check_network, copy_bandwidth, device, run
 from benchmarks._plain_models import BEST, PUBLISHED, Form, plain
 from benchmarks.decoder import published as published_decoder
 from lddgan_kernels.diffusion import STREAM_POSTERIOR, STREAM_X_T, STREAM_Z, Schedule, sample
 from lddgan_kernels.ops import posterior_sample, seeded_normal
-from lddgan_kernels.testing import assert_error_rule, relative_error, unit_roundoff
+from lddgan_kernels.testing import relative_error
 from lddgan_kernels.trainer import config_file, networks
 
 PRESETS = (
@@ -138,9 +138,7 @@ def _case(subject: Subject, full: Subject, batch: int, everything: bool) -> Case
 
     def check() -> None:
         seeds = torch.arange(2, device=device())
-        error, plain_error = subject.errors(seeds)
-        # Whole networks: rounding adds up over 4 calls, so twice what the rule allows an op.
-        assert error <= 4 * plain_error + unit_roundoff(subject.dtype), (error, plain_error)
+        check_network(*subject.errors(seeds), subject.dtype)
 
     return Case(
         name=f"{preset}, {name}, batch {batch}",
@@ -210,7 +208,8 @@ def _decoded(subject: Subject, full: Subject, batch: int) -> Case:
                 latents = latents.permute(0, 3, 1, 2).contiguous()
             exact = published_decoder(copy.deepcopy(subject.decoder).double(), latents.double())
             plain_image = published_decoder(subject.decoder, latents)
-            assert_error_rule(subject.decoder.decode(latents), plain_image, exact)
+            error = relative_error(subject.decoder.decode(latents), exact)
+            check_network(error, relative_error(plain_image, exact), subject.dtype)
 
     sides = {"ours": ours, "published": side(subject)}
     if full is not subject:
