@@ -77,6 +77,12 @@ def device_name() -> str:
     return f"cpu-{platform.machine()}-{torch.get_num_threads()}threads"
 
 
+def form_name(dtype: torch.dtype, layout: torch.memory_format) -> str:
+    """Dtype and layout as groups name them: "float32 channels_last"."""
+    layout_name = "channels_last" if layout == torch.channels_last else "contiguous"
+    return f"{str(dtype).removeprefix('torch.')} {layout_name}"
+
+
 def ensure_allocator() -> None:
     """Re-executes this process with the allocator set so that large outputs are not re-faulted."""
     if sys.platform == "linux" and os.environ.get("GLIBC_TUNABLES") != TUNABLES:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-from benchmarks._harness import Case, device, fresh_compile
+from benchmarks._harness import Case, device, form_name, fresh_compile
 from benchmarks.posterior_sample import SHAPES
 from lddgan_kernels.diffusion import Schedule
 from lddgan_kernels.ops import diffuse_pair
@@ -54,8 +54,7 @@ def _case(shape, dtype, layout) -> Case:
         return plain(x0, t, schedule)
 
     size = torch.Size(shape).numel() * dtype.itemsize
-    layout_name = "channels_last" if layout == torch.channels_last else "contiguous"
-    group = f"{str(dtype).removeprefix('torch.')} {layout_name}"
+    group = form_name(dtype, layout)
     return Case(
         name=f"{'x'.join(map(str, shape))} {group}",
         group=group,

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-from benchmarks._harness import Case, device, fresh_compile, with_gradient
+from benchmarks._harness import Case, device, form_name, fresh_compile, with_gradient
 from lddgan_kernels.diffusion import Schedule
 from lddgan_kernels.ops import posterior_sample
 from lddgan_kernels.testing import assert_error_rule
@@ -67,9 +67,8 @@ def _case(shape, dtype, layout, backward) -> Case:
 
     wrap = (lambda fn: with_gradient(fn, (0, 1))) if backward else (lambda fn: fn)
     size = torch.Size(shape).numel() * dtype.itemsize
-    layout_name = "channels_last" if layout == torch.channels_last else "contiguous"
     direction = "forward+backward" if backward else "forward"
-    group = f"{str(dtype).removeprefix('torch.')} {layout_name} {direction}"
+    group = f"{form_name(dtype, layout)} {direction}"
     return Case(
         name=f"{'x'.join(map(str, shape))} {group}",
         group=group,

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-from benchmarks._harness import Case, device
+from benchmarks._harness import Case, device, form_name
 from benchmarks.posterior_sample import SHAPES
 from lddgan_kernels.ops import seeded_normal
 from lddgan_kernels.ops._philox import normal_reference
@@ -33,8 +33,7 @@ def _case(shape, dtype, layout) -> Case:
         like = torch.empty(shape, dtype=dtype, device=seeds.device, memory_format=layout)
         return torch.randn_like(like)
 
-    layout_name = "channels_last" if layout == torch.channels_last else "contiguous"
-    group = f"{str(dtype).removeprefix('torch.')} {layout_name}"
+    group = form_name(dtype, layout)
     return Case(
         name=f"{'x'.join(map(str, shape))} {group}",
         group=group,
