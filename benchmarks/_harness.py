@@ -23,8 +23,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lddgan_kernels.testing import unit_roundoff
-
 RESULTS = Path(__file__).parent / "results"
 TUNABLES = (
     "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296:"
@@ -168,11 +166,6 @@ def copy_bandwidth(size: int = 1 << 28) -> float:
     y = torch.empty_like(x)
     times = [_time_once(lambda a, b: b.copy_(a), (x, y), 3) for _ in range(9)]
     return 2 * size / sorted(times)[len(times) // 2]
-
-
-def check_network(error: float, plain_error: float, dtype: torch.dtype) -> None:
-    """The error rule for a whole network: rounding adds up, so twice what an op is allowed."""
-    assert error <= 4 * plain_error + unit_roundoff(dtype), (error, plain_error)
 
 
 def geometric_mean(values: Iterable[float]) -> float:

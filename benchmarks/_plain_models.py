@@ -50,8 +50,8 @@ def norm(
 
 
 def taps_2d(taps: Tensor, x: Tensor) -> Tensor:
-    """1-D taps as x's convolution reads them: (1, 1, K, K), flipped, in x's dtype."""
-    flipped = taps.flip(0).to(x.dtype)
+    """1-D taps as x's convolution reads them: (1, 1, K, K), flipped, like x."""
+    flipped = taps.flip(0).to(x)
     return (flipped[:, None] * flipped[None, :])[None, None]
 
 

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks._harness import Case, check_network, device, fresh_compile
+from benchmarks._harness import Case, device, fresh_compile
 from lddgan_kernels.models import Autoencoder, AutoencoderConfig
 from lddgan_kernels.models.autoencoder import Level
 from lddgan_kernels.models.autoencoder_layers import AttentionBlock, GroupNorm, ResnetBlock
-from lddgan_kernels.testing import relative_error
+from lddgan_kernels.testing import assert_error_rule
 
 CHURCH = AutoencoderConfig(
     resolution=256,
@@ -82,6 +82,18 @@ def published(model: Autoencoder, z: Tensor) -> Tensor:
     return x.tanh() if decoder.tanh_out else x
 
 
+def check_decoder(model: Autoencoder, z: Tensor) -> None:
+    """Asserts the error rule on `model.decode(z)`.
+
+    The plain composition is the published form in the layout that ours runs in: PyTorch's
+    convolutions add up otherwise in channels_last, and are four times less exact.
+    """
+    last = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    plain = published(last, z.contiguous(memory_format=torch.channels_last))
+    exact = published(copy.deepcopy(model).double(), z.double())
+    assert_error_rule(model.decode(z), plain, exact)
+
+
 def cases() -> Iterator[Case]:
     torch.manual_seed(0)
     model = Autoencoder(CHURCH).eval().requires_grad_(False).to(device())
@@ -115,10 +127,7 @@ def _case(
     def check() -> None:
         z = torch.randn(1, 4, 8, 8, device=device()).to(dtype)
         with torch.no_grad():
-            exact = published(copy.deepcopy(others["eager"]).double(), z.double())
-            error = relative_error(model.decode(z), exact)
-            plain_error = relative_error(published(others["eager"], z), exact)
-            check_network(error, plain_error, dtype)
+            check_decoder(model, z)
 
     weights = sum(p.numel() for p in model.decoder.parameters())
     return Case(
