@@ -12,29 +12,29 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from lddgan_kernels._module_state import ModuleState
+
 MOST_SHAPES = 8  # kept at once
 
 
 class Replay:
     """function(*inputs) of a module without gradients, recorded once it is called again.
 
-    The function must depend on nothing but the inputs' values and layouts, the module's parameters,
-    buffers and submodules, and must not read values back. Whatever of the module changes discards
-    the records: another weight, one written to, another submodule, a forward hook. (Writing through
-    `weight.data` hides from PyTorch and from this.)
+    The function must depend on nothing but the inputs' values and layouts and what `ModuleState`
+    sees of the module, whose changes discard the records, and must not read values back.
     """
 
     def __init__(self) -> None:
-        self._state: _State | None = None
+        self._state: ModuleState | None = None
         self._records: dict[tuple[Any, ...], Callable[..., Tensor] | None] = {}
 
     def __call__(
         self, module: nn.Module, function: Callable[..., Tensor], *inputs: Tensor
     ) -> Tensor:
         if self._state is None or not self._state.holds():
-            self._state = _State(module)
+            self._state = ModuleState(module)
             self._records.clear()
-        if not self._state.replayable:
+        if not self._state.recordable:
             return function(*inputs)
         key = tuple((x.shape, x.stride(), x.dtype) for x in inputs)
         if key not in self._records:  # once may be all
@@ -52,36 +52,6 @@ class Replay:
 
     def __reduce__(self) -> tuple[object, ...]:
         return Replay, ()
-
-
-class _State:
-    """What a record of a module relies on."""
-
-    def __init__(self, module: nn.Module) -> None:
-        parts = list(module.modules())
-        self.hooks = [hooks for p in parts for hooks in (p._forward_hooks, p._forward_pre_hooks)]
-        self.children = [(p._modules, *item) for p in parts for item in p._modules.items()]
-        own = [(d, *item) for p in parts for d in (p._parameters, p._buffers) for item in d.items()]
-        tensors = [(d, name, t) for d, name, t in own if t is not None]
-        self.replayable = not any(self.hooks) and not any(t.is_inference() for *_, t in tensors)
-        if self.replayable:
-            self.tensors = [(*found, found[2]._version, found[2].data_ptr()) for found in tensors]
-
-    def holds(self) -> bool:
-        """Whether all is as it was."""
-        if not self.replayable or any(self.hooks):
-            return False
-        for owner, name, child in self.children:
-            if owner.get(name) is not child:
-                return False
-        for tensors, name, tensor, version, address in self.tensors:
-            if (
-                tensors.get(name) is not tensor
-                or tensor._version != version
-                or tensor.data_ptr() != address
-            ):
-                return False
-        return True
 
 
 def record_calls(

@@ -157,7 +157,7 @@ class ViTGenerator(nn.Module):
         self._check(x, t, z)
         config = self.config
         styles = self.style_bank(self.mapping(z))
-        h = self.embed(F.pixel_unshuffle(x, config.patch_size).flatten(2).transpose(1, 2))
+        h = self.embed(self._patches(x))
         step = timestep_embedding(t, config.width).to(h.dtype)[:, None]
         h = torch.cat([step, h], dim=1) + self.positions.to(h.dtype)
         skips: list[Tensor] = []
@@ -167,10 +167,20 @@ class ViTGenerator(nn.Module):
             if i < half:
                 skips.append(h)
         h = token_norm(h, styles[-2], styles[-1], group_count(config.width))
-        side = config.resolution // config.patch_size
-        h = self.predict(h[:, 1:]).transpose(1, 2).unflatten(2, (side, side))
-        h = self.conv_out(F.pixel_shuffle(h, config.patch_size))
+        h = self.conv_out(self._image(self.predict(h[:, 1:])))
         return torch.tanh(h) if config.tanh_out else h
+
+    def _patches(self, x: Tensor) -> Tensor:
+        """Patches as tokens (N, tokens, channels * patch_size^2), of an image."""
+        n, c, size, p = x.shape[0], x.shape[1], x.shape[2], self.config.patch_size
+        patches = x.reshape(n, c, size // p, p, size // p, p).permute(0, 2, 4, 1, 3, 5)
+        return patches.reshape(n, self.config.tokens, c * p * p)
+
+    def _image(self, tokens: Tensor) -> Tensor:
+        """The image whose patches are `tokens`."""
+        n, p, side = tokens.shape[0], self.config.patch_size, self.config.resolution
+        patches = tokens.reshape(n, side // p, side // p, self.config.channels, p, p)
+        return patches.permute(0, 3, 1, 4, 2, 5).reshape(n, self.config.channels, side, side)
 
     def _check(self, x: Tensor, t: Tensor, z: Tensor) -> None:
         config, n = self.config, x.shape[0]

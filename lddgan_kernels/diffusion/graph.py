@@ -1,0 +1,230 @@
+"""Seeds to images: the T generator calls, their noise and the decoder as one CUDA graph.
+
+A small batch leaves a GPU waiting for Python, which launches some hundred kernels a step. A graph
+launches them all at once. Off CUDA the same calls run one by one.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from lddgan_kernels._backend import default_backend
+from lddgan_kernels._checks import check_tensor, fail
+from lddgan_kernels._module_state import ModuleState
+from lddgan_kernels.diffusion.sampler import sample
+from lddgan_kernels.diffusion.schedule import Schedule
+from lddgan_kernels.ops._steps import check_seeds
+
+
+class Graph(NamedTuple):
+    """A captured batch: `replay()` turns `seeds` (N,) into `images`, both its own memory."""
+
+    seeds: Tensor
+    replay: Callable[[], None]
+    images: Tensor
+
+
+class Sampler:
+    """sampler(seeds): the images of seeds, as `sample` and the decoder make them.
+
+    On CUDA the first call of a batch size runs as it is, as it may be the only one; the second
+    captures all of it as a graph, which it and the later ones replay. Sizes are rounded up to
+    `bucket`s of one graph each; what a graph computes beyond the seeds is dropped. Changes of the
+    modules that `ModuleState` sees discard the graphs, so weights may be trained or loaded, and
+    modules moved or converted, between calls. Calls are for one thread at a time.
+
+    Args:
+        generator: as for `sample`, in `eval()`; must not read values back from the GPU.
+        schedule: T steps; its tables follow the generator to its device.
+        shape: (C, H, W) of what the generator makes.
+        z_dim: width of its latent z.
+        decoder: a module whose `decode(x)` turns that into images: an `Autoencoder`, for latents
+            that are not scaled. None: x is the image.
+        dtype: of x and z: float32, bfloat16 or float16; None: that of the generator's parameters.
+        memory_format: of x as the generator gets it.
+        max_batch: larger batches are split.
+    """
+
+    def __init__(
+        self,
+        generator: nn.Module,
+        schedule: Schedule,
+        shape: Sequence[int],
+        *,
+        z_dim: int,
+        decoder: nn.Module | None = None,
+        dtype: torch.dtype | None = None,
+        memory_format: torch.memory_format = torch.contiguous_format,
+        max_batch: int = 128,
+    ) -> None:
+        if max_batch < 1:
+            raise fail("Sampler", "max_batch", "positive", max_batch)
+        self._generator = generator
+        self._decoder = decoder
+        self._schedule = schedule
+        self._shape = tuple(shape)
+        self._z_dim = z_dim
+        self._dtype = dtype
+        self._memory_format = memory_format
+        self._max_batch = max_batch
+        self._device: torch.device | None = None
+        self._state: ModuleState | None = None
+        self._graphs: CudaGraphs | None = None
+        self._known: dict[tuple[object, ...], Graph | None] = {}
+
+    @torch.no_grad()
+    def __call__(self, seeds: Tensor) -> Tensor:
+        """Images (N, C, H, W), on the generator's device, of seeds (N,) int64 from any device.
+
+        The tensor is the caller's: no later call writes to it.
+
+        Raises:
+            ValueError: the seeds do not fit, or generator and decoder are on two devices.
+            RuntimeError: generator or decoder cannot be captured.
+        """
+        check_tensor("Sampler", "seeds", seeds)
+        check_seeds("Sampler", seeds, seeds.numel(), seeds.device)
+        device = self._place()
+        with torch.inference_mode(False):
+            images = [self._part(part, device) for part in seeds.split(self._max_batch)]
+            return images[0] if len(images) == 1 else torch.cat(images)
+
+    def _place(self) -> torch.device:
+        """The generator's device, onto which the schedule follows."""
+        device = _device_of(self._generator) or self._schedule.device
+        decoder = None if self._decoder is None else _device_of(self._decoder)
+        if decoder not in (None, device):
+            raise fail("Sampler", "decoder", f"on {device} like generator", decoder)
+        self._schedule = self._schedule.to(device)
+        return device
+
+    def _part(self, seeds: Tensor, device: torch.device) -> Tensor:
+        """The images of at most `max_batch` seeds: by a graph, or call by call."""
+        if len(seeds) == 0 or not capturable(device):
+            return self._draw(seeds.to(device))
+        if self._state is None or device != self._device or not self._state.holds():
+            self._forget(device)
+        assert self._state is not None
+        assert self._graphs is not None
+        if not self._state.recordable:
+            return self._draw(seeds.to(device))
+        size = bucket(len(seeds), self._max_batch)
+        key = size, self._resolved_dtype(), default_backend(), *_autocast(device)
+        if key not in self._known:  # once may be all
+            self._known[key] = None
+            return self._draw(seeds.to(device))
+        graph = self._known[key]
+        if graph is None:
+            graph = self._known[key] = self._graphs.capture(self._draw, size)
+        with self._graphs.turn():
+            graph.seeds[: len(seeds)].copy_(seeds)
+            graph.replay()
+            return graph.images[: len(seeds)].clone()
+
+    def _forget(self, device: torch.device) -> None:
+        """Drops the graphs, for modules as they are now."""
+        if self._graphs is not None:
+            self._graphs.finish()
+        self._known.clear()
+        parts = [part for part in (self._generator, self._decoder) if part is not None]
+        self._device, self._state, self._graphs = device, ModuleState(*parts), CudaGraphs(device)
+
+    def _resolved_dtype(self) -> torch.dtype:
+        """Of x and z."""
+        if self._dtype is not None:
+            return self._dtype
+        parameter = next(self._generator.parameters(), None)
+        return torch.float32 if parameter is None else parameter.dtype
+
+    def _draw(self, seeds: Tensor) -> Tensor:
+        """The images, call by call; `seeds` are on the device."""
+        x = sample(
+            self._generator,
+            self._schedule,
+            self._shape,
+            seeds,
+            z_dim=self._z_dim,
+            dtype=self._resolved_dtype(),
+            memory_format=self._memory_format,
+        )
+        return x if self._decoder is None else cast(Any, self._decoder).decode(x)
+
+
+def bucket(count: int, largest: int) -> int:
+    """The batch of the graph that serves `count` samples, at most an eighth of it unused.
+
+    All sizes up to 16, then eight from each power of two to the next, up to `largest`.
+    """
+    step = 1 << max(0, count.bit_length() - 4)
+    return min(largest, -(-count // step) * step)
+
+
+def capturable(device: torch.device) -> bool:
+    """Whether calls on `device` can be captured; not while someone else captures already."""
+    return device.type == "cuda" and not torch.cuda.is_current_stream_capturing()
+
+
+class CudaGraphs:
+    """CUDA graphs on one device, in memory that they share: so they run one after the other."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.pool = torch.cuda.graph_pool_handle()
+        self.stream = torch.cuda.Stream(device)  # one pool, one stream of capture
+        self.done = torch.cuda.Event()
+
+    def capture(self, draw: Callable[[Tensor], Tensor], size: int) -> Graph:
+        """`draw(seeds)` for `size` seeds as a graph.
+
+        Raises:
+            RuntimeError: it does what cannot be captured.
+        """
+        seeds = torch.zeros(size, dtype=torch.int64, device=self.device)
+        graph = torch.cuda.CUDAGraph()
+        enabled, dtype = _autocast(self.device)
+        with (
+            torch.cuda.device(self.device),
+            # Autocast's cache of weights would not outlive the block that the caller is in.
+            torch.autocast(self.device.type, dtype, enabled, cache_enabled=False),
+        ):
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                draw(seeds)  # compiles, loads and caches what cannot be captured
+                try:
+                    with torch.cuda.graph(
+                        graph, self.pool, self.stream, capture_error_mode="thread_local"
+                    ):
+                        images = draw(seeds)
+                except RuntimeError as error:
+                    raise RuntimeError(
+                        "Sampler: generator and decoder must neither read values back nor wait for "
+                        f"the GPU, so that a graph can be captured, got: {error}"
+                    ) from error
+            torch.cuda.current_stream().wait_stream(self.stream)
+        return Graph(seeds, graph.replay, images)
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """For a replay, on the current stream: it waits for those on other streams."""
+        with torch.cuda.device(self.device):
+            self.done.wait()
+            yield
+            self.done.record()
+
+    def finish(self) -> None:
+        """Waits for all replays, so that the graphs and their memory may go."""
+        torch.cuda.synchronize(self.device)
+
+
+def _autocast(device: torch.device) -> tuple[bool, torch.dtype]:
+    return torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
+
+
+def _device_of(module: nn.Module) -> torch.device | None:
+    """Where a module's first tensor is; None: it has none."""
+    tensors = itertools.chain(module.parameters(), module.buffers())
+    return next((tensor.device for tensor in tensors), None)
