@@ -1,24 +1,12 @@
 """Between images in [-1, 1] and what the GAN works on, which lies in about [-1, 1] as well."""
 
-from typing import Protocol
-
-from torch import Tensor
+from torch import Tensor, nn
 
 from lddgan_kernels.models import Autoencoder
 from lddgan_kernels.ops import haar_dwt2d, haar_idwt2d
 
 
-class Codec(Protocol):
-    """Both ways, for batches (N, C, H, W)."""
-
-    def encode(self, images: Tensor) -> Tensor:
-        """Images to latents."""
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents to images of about [-1, 1]."""
-
-
-class PixelCodec:
+class PixelCodec(nn.Module):
     """The images themselves (DDGAN)."""
 
     def encode(self, images: Tensor) -> Tensor:
@@ -28,7 +16,7 @@ class PixelCodec:
         return latents
 
 
-class HaarCodec:
+class HaarCodec(nn.Module):
     """The four halved Haar bands, whose lowest is then the mean of each 2x2 (WDDGAN)."""
 
     def encode(self, images: Tensor) -> Tensor:
@@ -38,10 +26,11 @@ class HaarCodec:
         return haar_idwt2d(latents, 2.0)
 
 
-class AutoencoderCodec:
+class AutoencoderCodec(nn.Module):
     """An autoencoder's latents over their measured scale (LDDGAN)."""
 
     def __init__(self, autoencoder: Autoencoder) -> None:
+        super().__init__()
         self.autoencoder = autoencoder.eval().requires_grad_(False)
 
     def encode(self, images: Tensor) -> Tensor:
@@ -49,3 +38,7 @@ class AutoencoderCodec:
 
     def decode(self, latents: Tensor) -> Tensor:
         return self.autoencoder.decode(latents * self.autoencoder.latent_scale)
+
+
+# Both ways, for batches (N, C, H, W).
+Codec = PixelCodec | HaarCodec | AutoencoderCodec

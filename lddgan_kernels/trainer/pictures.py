@@ -3,11 +3,13 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lddgan_kernels.diffusion import Schedule, sample
+from lddgan_kernels import diffusion
+from lddgan_kernels.diffusion import Schedule
 from lddgan_kernels.trainer import networks
 from lddgan_kernels.trainer.codec import Codec
 from lddgan_kernels.trainer.config import Config
@@ -29,42 +31,40 @@ class Sampler:
         self.generator = generator
         self.codec = codec
         self.device = next(generator.parameters()).device
-        self.schedule = Schedule(config.diffusion.num_steps, self.device)
-        self.layout = networks.layout(config)
-
-    def latents(self, seeds: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """Latents (N, C, H, W) of seeds (N,), and the path to them (see `diffusion.sample`)."""
-        with self._autocast():
-            return sample(
-                self.generator,
-                self.schedule,
-                networks.latent_shape(self.config),
-                seeds.to(self.device),
-                z_dim=self.config.generator.z_dim,
-                memory_format=self.layout,
-                return_path=True,
-            )
-
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Images (N, C, H, W) uint8 on the CPU."""
-        with self._autocast():
-            images = self.codec.decode(latents)
-        return to_uint8(images)
+        self._schedule = Schedule(config.diffusion.num_steps, self.device)
+        self._options: dict[str, Any] = {
+            "z_dim": config.generator.z_dim,
+            "memory_format": networks.layout(config),
+        }
+        self._shape = networks.latent_shape(config)
+        self._draw = diffusion.Sampler(
+            generator, self._schedule, self._shape, decoder=codec, **self._options
+        )
 
     def __call__(self, seeds: Tensor, batch_size: int = 64) -> Tensor:
         """Images (N, C, H, W) uint8 on the CPU, `batch_size` at a time."""
-        return torch.cat([self.decode(self.latents(part)[0]) for part in seeds.split(batch_size)])
+        with self._autocast():
+            return torch.cat([to_uint8(self._draw(part)) for part in seeds.split(batch_size)])
 
+    @torch.no_grad()
     def path(self, seeds: Tensor) -> Tensor:
         """How samples become: (2T + 1, N, C, H, W) uint8.
 
         What a step starts from and the image it predicts, for each step, then the sample; all
         decoded.
         """
-        latents, path = self.latents(seeds)
-        stations = [station for pair in path for station in pair] + [latents]
-        return torch.stack([self.decode(station) for station in stations])
+        seeds = seeds.to(self.device)
+        with self._autocast():
+            latents, path = diffusion.sample(
+                self.generator,
+                self._schedule,
+                self._shape,
+                seeds,
+                return_path=True,
+                **self._options,
+            )
+            stations = [station for pair in path for station in pair] + [latents]
+            return torch.stack([to_uint8(self.codec.decode(station)) for station in stations])
 
     def _autocast(self) -> torch.autocast:
         bfloat16 = self.config.precision == "bfloat16"
