@@ -63,7 +63,6 @@ def _options(config: GeneratorConfig) -> SimpleNamespace:
     """Our configuration as the published options."""
     return SimpleNamespace(
         num_channels=config.channels,
-        num_out_channels=config.channels,
         image_size=config.resolution,
         num_channels_dae=config.base_channels,
         ch_mult=list(config.channel_multipliers),

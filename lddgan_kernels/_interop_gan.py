@@ -81,9 +81,12 @@ def generator_config(options: Mapping[str, Any], state: Mapping[str, Tensor]) ->
         if first is None or first.ndim != 4:
             raise ValueError("load_published: options must hold num_channels")
         channels = first.shape[1] // patch**2
-    if options.get("num_out_channels", channels) != channels:
+    folded = channels * patch**2  # which is what num_out_channels counts
+    if options.get("num_out_channels", folded) != folded:
         raise _unsupported(
-            "num_out_channels", f"num_channels ({channels})", options["num_out_channels"]
+            "num_out_channels",
+            f"num_channels * patch_size^2 ({folded})",
+            options["num_out_channels"],
         )
     attention = options.get("attn_resolutions", (16,))
     return GeneratorConfig(

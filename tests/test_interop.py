@@ -283,6 +283,19 @@ def test_unsupported_options(generator_state, network, changes, message):
         load_published(generator_state, network, options)
 
 
+def test_num_out_channels_counts_folded_patches():
+    config = GeneratorConfig(
+        3, 16, base_channels=8, channel_multipliers=(1, 2), num_blocks=1, z_dim=6,
+        mapping_layers=2, mapping_width=16, patch_size=2,
+    )  # fmt: skip
+    state = to_published(Generator(config))
+    options = OPTIONS | {"image_size": 16, "patch_size": 2, "attn_resolutions": []}
+    module = load_published(state, "NCSNpp", options | {"num_out_channels": 12})
+    assert module.config == config
+    with pytest.raises(ValueError, match=r"num_channels \* patch_size\^2 \(12\), got 3"):
+        load_published(state, "NCSNpp", options | {"num_out_channels": 3})
+
+
 def test_only_our_networks_have_published_names():
     with pytest.raises(TypeError, match="to_published: module must be"):
         to_published(torch.nn.Linear(2, 2))

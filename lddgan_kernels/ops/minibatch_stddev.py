@@ -79,8 +79,9 @@ class _MinibatchStddev(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         if torch.is_grad_enabled():
-            # A gradient of this gradient may be asked for: the reference has them.
-            out = minibatch_stddev_reference(x, ctx.options[0])
+            # A gradient of this gradient may be asked for: the reference has them. In float64, for
+            # its two terms (d/std and d^3/std^3 of two members) all but cancel.
+            out = minibatch_stddev_reference(x.double(), ctx.options[0]).to(x.dtype)
             return *torch.autograd.grad(out, x, grad_out, create_graph=True), None, None
         return _backward(like_layout(grad_out, memory_format(x)), x, *ctx.options), None, None
 
