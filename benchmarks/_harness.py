@@ -109,7 +109,8 @@ def fresh_compile(fn: Callable, **options: object) -> Callable:
     return torch.compile(fn, dynamic=False, **options)
 
 
-def _time_once(fn: Callable, inputs: tuple, repeats: int) -> float:
+def time_once(fn: Callable, inputs: tuple, repeats: int) -> float:
+    """Seconds a call, by the clock of the device that the first input is on."""
     if inputs and isinstance(inputs[0], Tensor) and inputs[0].is_cuda:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
@@ -140,7 +141,7 @@ def measure(case: Case, seconds: float = 0.6, min_rounds: int = 7) -> dict[str, 
     for name, fn in case.sides.items():
         for i in range(3):
             fn(*inputs[i % len(inputs)])
-        once = min(_time_once(fn, inputs[0], 1) for _ in range(3))
+        once = min(time_once(fn, inputs[0], 1) for _ in range(3))
         repeats[name] = max(1, min(1000, int(seconds / min_rounds / max(once, 1e-7) / 2)))
     times: dict[str, list[float]] = {name: [] for name in case.sides}
     begin = time.perf_counter()
@@ -150,7 +151,7 @@ def measure(case: Case, seconds: float = 0.6, min_rounds: int = 7) -> dict[str, 
     ):
         for name, fn in case.sides.items():
             set_ = inputs[len(times[name]) % len(inputs)]
-            times[name].append(_time_once(fn, set_, repeats[name]))
+            times[name].append(time_once(fn, set_, repeats[name]))
     found = {
         name: [sorted(values)[int(q * (len(values) - 1))] for q in (0.2, 0.5, 0.8)]
         for name, values in times.items()
@@ -164,7 +165,7 @@ def copy_bandwidth(size: int = 1 << 28) -> float:
     """Bytes a second, read and written, of a large copy on the benchmark device."""
     x = torch.empty(size // 4, device=device())
     y = torch.empty_like(x)
-    times = [_time_once(lambda a, b: b.copy_(a), (x, y), 3) for _ in range(9)]
+    times = [time_once(lambda a, b: b.copy_(a), (x, y), 3) for _ in range(9)]
     return 2 * size / sorted(times)[len(times) // 2]
 
 

@@ -1,28 +1,24 @@
 """How close a network's call comes to what the machine can do, and what it keeps in memory."""
 
 import math
-import time
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from lddgan_kernels.models.summary import summarize
+from benchmarks._harness import device, time_once
+from lddgan_kernels.models.summary import Summary, summarize
 
 # Parts of the names of operators that are convolutions or matrix products.
 PRODUCTS = ("conv3x3", "convolution", "conv2d", "addmm", "::mm", "bmm", "linear", "attention_for")
 
 
-def peak_flops(dtype: torch.dtype, size: int = 2048) -> float:
+def peak_flops(dtype: torch.dtype) -> float:
     """Floating-point operations a second of a large matrix product."""
-    a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
-    times = []
-    for _ in range(6):
-        begin = time.perf_counter()
-        a @ b
-        times.append(time.perf_counter() - begin)
-    return 2 * size**3 / min(times)
+    size = 8192 if device().type == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device()).to(dtype) for _ in range(2))
+    return 2 * size**3 / min(time_once(torch.matmul, (a, b), 1) for _ in range(6))
 
 
 def roofline(
@@ -32,34 +28,52 @@ def roofline(
     dtype: torch.dtype,
     bandwidth: float,
 ) -> dict:
-    """The least seconds a call of a network can take on this machine, block by block.
+    """The least seconds a call of a network can take on this machine; see `least_seconds`."""
+    peak, network = peak_flops(dtype), summarize(build, shapes)
+    seconds = least_seconds(network, batch, dtype, peak, bandwidth)
+    return {
+        "flops": 2 * network.macs * batch,
+        "peak_flops_per_second": peak,
+        "roofline_seconds": seconds,
+    }
 
-    A block takes as long as its multiplications at the speed of a large matrix product, or as its
-    weights, input and output (counted as large as the output) at the speed of a copy.
+
+def least_seconds(
+    network: Summary, batch: int, dtype: torch.dtype, peak: float, bandwidth: float
+) -> float:
+    """The least seconds of a network's call, block by block.
+
+    A block takes as long as its multiplications at `peak` operations a second, or as its weights,
+    input and output (counted as large as the output) at `bandwidth` bytes a second.
     """
-    peak, seconds, flops = peak_flops(dtype), 0.0, 0
-    for row in summarize(build, shapes).rows:
-        work = 2 * row.macs * batch
+    seconds = 0.0
+    for row in network.rows:
         values = row.parameters + 2 * batch * math.prod(row.output)
-        seconds += max(work / peak, values * dtype.itemsize / bandwidth)
-        flops += work
-    return {"flops": flops, "peak_flops_per_second": peak, "roofline_seconds": seconds}
+        seconds += max(2 * row.macs * batch / peak, values * dtype.itemsize / bandwidth)
+    return seconds
 
 
 def breakdown(call: Callable[[], object], runs: int) -> dict:
-    """Where the time of a call goes: seconds, share outside products, microseconds an operator."""
+    """Where the time of a call goes: seconds, share outside products, microseconds an operator.
+
+    On a GPU an operator's time is that of the kernels that it launches.
+    """
+    gpu = device().type == "cuda"
+    clock = (torch.empty(0, device=device()),)
     for _ in range(3):
         call()
-    times = []
-    for _ in range(runs):
-        begin = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - begin)
-    with profile(activities=[ProfilerActivity.CPU]) as found:
+    seconds = sorted(time_once(lambda _: call(), clock, 1) for _ in range(runs))[runs // 2]
+    activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * gpu]
+    with profile(activities=activities) as found:
         for _ in range(runs):
             call()
-    seconds = sorted(times)[runs // 2]
-    spent = {row.key: row.self_cpu_time_total / runs for row in found.key_averages()}
+        if gpu:
+            torch.cuda.synchronize()
+    rows = [row for row in found.key_averages() if row.device_type.name == "CPU"]
+    times = {
+        row.key: row.self_device_time_total if gpu else row.self_cpu_time_total for row in rows
+    }
+    spent = {name: us / runs for name, us in times.items()}
     products = sum(us for name, us in spent.items() if any(part in name for part in PRODUCTS))
     largest = sorted(spent.items(), key=lambda item: -item[1])[:12]
     return {

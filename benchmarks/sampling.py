@@ -21,7 +21,14 @@ from benchmarks._harness import Case, copy_bandwidth, device, run
 from benchmarks._plain_models import BEST, PUBLISHED, Form, plain
 from benchmarks.decoder import check_decoder
 from benchmarks.decoder import published as published_decoder
-from lddgan_kernels.diffusion import STREAM_POSTERIOR, STREAM_X_T, STREAM_Z, Schedule, sample
+from lddgan_kernels.diffusion import (
+    STREAM_POSTERIOR,
+    STREAM_X_T,
+    STREAM_Z,
+    Sampler,
+    Schedule,
+    sample,
+)
 from lddgan_kernels.ops import posterior_sample, seeded_normal
 from lddgan_kernels.testing import assert_error_rule, relative_error
 from lddgan_kernels.trainer import config_file, networks
@@ -37,13 +44,14 @@ PRESETS = (
 LAST = torch.channels_last
 Noise = Callable[[tuple[int, ...], int, int], Tensor]
 
-# Over which side how much was asked, by dtype and batch.
+# Over which side how much was asked, by dtype and batch, on the CPU.
 TARGETS = {
     ("float32", 1): {"published": 1.35, "best plain": 1.2, "compile": 1.1},
     ("float32", 16): {"published": 1.2, "best plain": 1.12, "compile": 1.15},
     ("bfloat16", 1): {"published float32": 2.0, "published": 1.6, "compile": 1.1},
     ("bfloat16", 16): {"published float32": 2.1, "published": 1.5, "compile": 1.15},
 }
+GPU_TARGETS = {("bfloat16", 100): {"published float32": 3.0, "compile max-autotune": 1.4}}
 
 
 class Subject:
@@ -65,12 +73,10 @@ class Subject:
         if self.config.codec == "autoencoder":
             decoder = networks.build_autoencoder(self.config).eval().requires_grad_(False)
             self.decoder = decoder.to(device(), dtype)
-
-    def ours(self, seeds: Tensor) -> Tensor:
-        return sample(
-            self.last, self.schedule, self.shape, seeds, z_dim=self.z_dim, dtype=self.dtype,
-            memory_format=LAST,
-        )  # fmt: skip
+        self.options: dict = {"z_dim": self.z_dim, "dtype": dtype, "memory_format": LAST}
+        network = self.last, self.schedule, self.shape
+        self.ours = Sampler(*network, **self.options)  # on a GPU, a graph
+        self.images = Sampler(*network, decoder=self.decoder, **self.options)
 
     @torch.no_grad()
     def plain(self, generator: Callable, form: Form, batch: int, noise: Noise) -> Tensor:
@@ -155,8 +161,10 @@ def _case(subject: Subject, full: Subject, batch: int, everything: bool) -> Case
         "plain channels_last": side(subject, subject.last, BEST, LAST),
         "compile": side(subject, compiled(subject.last, None), BEST, LAST),
     }
+    gpu = device().type == "cuda"
+    targets = GPU_TARGETS if gpu else TARGETS
     if everything:
-        tuned = compiled(subject.last, "max-autotune-no-cudagraphs")
+        tuned = compiled(subject.last, "max-autotune" if gpu else "max-autotune-no-cudagraphs")
         sides["compile max-autotune"] = side(subject, tuned, BEST, LAST)
     if full is not subject:
         sides["published float32"] = side(full, full.generator, PUBLISHED, contiguous)
@@ -168,7 +176,7 @@ def _case(subject: Subject, full: Subject, batch: int, everything: bool) -> Case
         sides=sides,
         check=subject.check,
         bytes_moved=0,
-        targets=TARGETS[name, batch] if preset == "cifar10" else {},
+        targets=targets.get((name, batch), {}) if preset == "cifar10" else {},
         best={"best plain": ("plain contiguous", "plain channels_last")},
         facts=lambda seconds: _facts(subject, batch, seconds, sides["published"]),
     )
@@ -192,7 +200,11 @@ def _facts(subject: Subject, batch: int, seconds: float, published: Callable) ->
     with torch.no_grad():
         facts |= _limits.breakdown(lambda: subject.last(x, t, z), 20 if batch == 1 else 6)
     facts["times_roofline"] = facts["call_seconds"] / facts["roofline_seconds"]
-    facts["peak_bytes"] = _limits.allocated(lambda: subject.ours(seeds))[0]
+    calls = subject.schedule.num_steps * facts["roofline_seconds"]
+    facts["sampling_times_roofline"] = seconds / calls
+    # Without the graph, which has allocated its memory before.
+    network = subject.last, subject.schedule, subject.shape
+    facts["peak_bytes"] = _limits.allocated(lambda: sample(*network, seeds, **subject.options))[0]
     facts["peak_bytes_published"] = _limits.allocated(lambda: published(seeds))[0]
     fresh = copy.deepcopy(subject.last)  # without what was packed
     with torch.no_grad():
@@ -214,11 +226,6 @@ def _decoded(subject: Subject, full: Subject, batch: int) -> Case:
 
         return draw
 
-    def ours(seeds: Tensor) -> Tensor:
-        latents = subject.ours(seeds)
-        with torch.no_grad():
-            return subject.decoder.decode(latents)  # type: ignore[union-attr]
-
     def check() -> None:
         latents = torch.randn(1, *subject.shape, device=device()).to(subject.dtype)
         with torch.no_grad():
@@ -228,7 +235,7 @@ def _decoded(subject: Subject, full: Subject, batch: int) -> Case:
                 latents = latents.permute(0, 3, 1, 2).contiguous()
             check_decoder(subject.decoder, latents)
 
-    sides = {"ours": ours, "published": side(subject)}
+    sides = {"ours": subject.images, "published": side(subject)}
     if full is not subject:
         sides["published float32"] = side(full)
     return Case(
@@ -243,16 +250,17 @@ def _decoded(subject: Subject, full: Subject, batch: int) -> Case:
 
 
 def _cases(everything: bool) -> Iterator[Case]:
+    gpu = device().type == "cuda"
     for preset in PRESETS if everything else PRESETS[:1]:
         full, half = (Subject(preset, dtype) for dtype in (torch.float32, torch.bfloat16))
         for subject in (full, half):
-            for batch in (1, 16):
+            for batch in (1, 16, 100) if gpu else (1, 16):
                 yield _case(subject, full, batch, everything)
-                # 256 px take half a minute an image on two cores.
+                # On two cores, 256 px take half a minute an image.
                 if (
                     everything
                     and subject.decoder is not None
-                    and (batch == 1 or preset == "cifar10")
+                    and (gpu or batch == 1 or preset == "cifar10")
                 ):
                     yield _decoded(subject, full, batch)
 

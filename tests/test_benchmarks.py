@@ -1,8 +1,9 @@
 import json
+from pathlib import Path
 
 import pytest
 
-from benchmarks import _harness, _plot
+from benchmarks import _harness, _plot, floors
 
 RESULT = {
     "summary": {
@@ -39,3 +40,8 @@ def test_a_group_of_shares_counts_its_sum():
     assert _harness._ratio(rows, "eager") == pytest.approx(4.0)
     shared = [{**row, "share": share} for row, share in zip(rows, (0.75, 0.25), strict=True)]
     assert _harness._ratio(shared, "eager") == pytest.approx(3.5)
+
+
+def test_the_readme_has_the_predictions():
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    assert floors.row("cifar10") in readme

@@ -1,0 +1,50 @@
+"""What sampling should take on a GPU that is not at hand: its roofline, and what is aimed at.
+
+For one H200 in bfloat16: T calls of the generator and one of the decoder, each block as long as its
+multiplications or its bytes take (`_limits.least_seconds`). Predictions: no GPU has confirmed them.
+"""
+
+from functools import partial
+
+import torch
+
+from benchmarks._limits import least_seconds
+from benchmarks.sampling import PRESETS
+from lddgan_kernels.models.summary import summarize
+from lddgan_kernels.trainer import config_file, networks
+
+H200_FLOPS = 790e12  # bfloat16, operations a second
+H200_BANDWIDTH = 4.3e12  # bytes a second
+AIM = 2.5  # times the roofline
+BATCHES = (1, 100)
+
+
+def row(preset: str) -> str:
+    """A preset's line of the table: milliseconds of each batch."""
+    config = config_file.load(preset)
+    latent, z = (1, *networks.latent_shape(config)), (1, config.generator.z_dim)
+    steps = config.diffusion.num_steps
+    calls = [(steps, summarize(partial(networks.build_generator, config), [latent, (1,), z]))]
+    if config.codec == "autoencoder":
+        build = partial(networks.build_autoencoder, config)
+        calls.append((1, summarize(build, [latent], "decode")))
+    cells = [preset, str(steps)]
+    for batch in BATCHES:
+        floor = sum(
+            count * least_seconds(network, batch, torch.bfloat16, H200_FLOPS, H200_BANDWIDTH)
+            for count, network in calls
+        )
+        cells += [f"{1e3 * floor:.2f}", f"{1e3 * AIM * floor:.2f}"]
+    return f"| {' | '.join(cells)} |"
+
+
+def table() -> list[str]:
+    """The lines of a Markdown table."""
+    heads = [f"batch {batch}: {what}" for batch in BATCHES for what in ("floor", "aim")]
+    head = f"| preset | T | {' | '.join(heads)} |"
+    return [head, "|---" * (2 + len(heads)) + "|", *map(row, PRESETS)]
+
+
+def main(everything: bool = False) -> None:
+    """Prints the table."""
+    print("Predicted milliseconds of a batch on one H200 in bfloat16:", "", *table(), sep="\n")
