@@ -1,5 +1,6 @@
 """A 3x3 convolution that keeps its weight packed for the CPU's kernels."""
 
+import torch
 from torch import Tensor, nn
 
 from lddgan_kernels.models._derived import Derived
@@ -18,6 +19,7 @@ class Conv3x3(nn.Conv2d):
         super().__init__(in_channels, out_channels, 3, padding=1, bias=bias)
         self.packed = Derived(pack_conv3x3, differentiable=False)
         self.frozen = FrozenConv()
+        self.total_bias = Derived(torch.add)
 
     def forward(
         self, x: Tensor, residual: Tensor | None = None, more_bias: Tensor | None = None
@@ -27,5 +29,5 @@ class Conv3x3(nn.Conv2d):
         packed = self.packed(self.weight) if uses_winograd(x, self.weight) else None
         bias = self.bias
         if more_bias is not None:
-            bias = more_bias if bias is None else bias + more_bias
+            bias = more_bias if bias is None else self.total_bias(bias, more_bias)
         return conv3x3(x, self.weight, bias, residual=residual, packed=packed)

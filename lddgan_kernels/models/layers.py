@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lddgan_kernels.models._derived import Derived
 from lddgan_kernels.models.conv3x3 import Conv3x3
 from lddgan_kernels.ops import ada_group_norm, pixel_norm, residual_scale
 
@@ -96,7 +97,8 @@ def timestep_embedding(t: Tensor, width: int) -> Tensor:
     half = width // 2
     exponents = torch.arange(half, dtype=torch.float32, device=t.device)
     angles = t.float()[:, None] * torch.exp(exponents * -(math.log(10000.0) / (half - 1)))
-    return F.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, width % 2))
+    embedding = torch.cat([angles.sin(), angles.cos()], dim=1)
+    return F.pad(embedding, (0, 1)) if width % 2 else embedding
 
 
 class TimeEmbedding(nn.Module):
@@ -136,6 +138,7 @@ class TimeBank(nn.Module):
         self.weight = nn.Parameter(torch.empty(sum(sizes), width))
         self.bias = nn.Parameter(torch.zeros(sum(sizes)))
         self.conv_bias = nn.Parameter(torch.zeros(sum(sizes)))
+        self.total_bias = Derived(torch.add)
         with torch.no_grad():
             for rows in self.weight.split(self.sizes):
                 uniform_(rows)
@@ -146,7 +149,7 @@ class TimeBank(nn.Module):
 
     def rows(self, embedding: Tensor) -> Tensor:
         """The single matrix, (N, sum of sizes)."""
-        return F.linear(embedding, self.weight, self.bias + self.conv_bias)
+        return F.linear(embedding, self.weight, self.total_bias(self.bias, self.conv_bias))
 
 
 class StyleBank(nn.Module):
