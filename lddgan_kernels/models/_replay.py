@@ -8,20 +8,23 @@ ran are recorded, written as one Python function and from then on called one aft
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from lddgan_kernels._backend import default_backend
 from lddgan_kernels._module_state import ModuleState
 
 MOST_SHAPES = 8  # kept at once
 
 
 class Replay:
-    """function(*inputs) of a module without gradients, recorded once it is called again.
+    """function(*inputs) of a module, recorded once it is called again.
 
-    The function must depend on nothing but the inputs' values and layouts and what `ModuleState`
-    sees of the module, whose changes discard the records, and must not read values back.
+    On the CPU and its kernels, in evaluation mode, without gradients; otherwise it is called as it
+    is. It must depend on nothing but the inputs' values and layouts and what `ModuleState` sees of
+    the module, whose changes discard the records, and must not read values back.
     """
 
     def __init__(self) -> None:
@@ -31,6 +34,15 @@ class Replay:
     def __call__(
         self, module: nn.Module, function: Callable[..., Tensor], *inputs: Tensor
     ) -> Tensor:
+        if (
+            module.training
+            or default_backend() not in (None, "cpu")
+            or torch.is_grad_enabled()
+            or torch.is_autocast_enabled("cpu")
+            or torch.compiler.is_compiling()
+            or not all(type(x) is Tensor and x.is_cpu for x in inputs)  # no fake
+        ):
+            return function(*inputs)
         if self._state is None or not self._state.holds():
             self._state = ModuleState(module)
             self._records.clear()
@@ -81,6 +93,8 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
         if not all(isinstance(leaf, Tensor) for leaf in tree_leaves(output)):
+            if not any(isinstance(leaf, Tensor) for leaf in tree_leaves((args, kwargs))):
+                return output  # of dtypes or sizes alone
             raise RuntimeError(f"Replay: {func} reads a value back")
         self.calls.append((func, args, kwargs or {}, output))
         return output

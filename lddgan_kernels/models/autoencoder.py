@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lddgan_kernels._checks import like_layout, memory_format
+from lddgan_kernels.models._replay import Replay
 from lddgan_kernels.models.autoencoder_layers import (
     AttentionBlock,
     Downsample,
@@ -214,6 +215,7 @@ class Autoencoder(nn.Module):
         self.decoder = Decoder(config, hidden)
         self.latent_scale: Tensor
         self.register_buffer("latent_scale", torch.ones(()))
+        self.replay = Replay()
 
     @property
     def last_layer(self) -> Tensor:
@@ -259,8 +261,8 @@ class Autoencoder(nn.Module):
             )
         limit = max(1, CHUNK_PIXELS // (self.config.factor**2 * z.shape[2] * z.shape[3]))
         if torch.is_grad_enabled() or z.shape[0] <= limit:
-            return self._decode(z)
-        return torch.cat([self._decode(chunk) for chunk in z.split(limit)])
+            return self.replay(self, self._decode, z)
+        return torch.cat([self.replay(self, self._decode, chunk) for chunk in z.split(limit)])
 
     def _decode(self, z: Tensor) -> Tensor:
         if self.quantizer is not None:

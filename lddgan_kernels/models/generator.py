@@ -28,7 +28,6 @@ from lddgan_kernels.models.layers import (
     embed_time,
     merge,
 )
-from lddgan_kernels.ops.packed_conv2d import packs
 
 # Steps whose time biases are kept for inference: all that a schedule may have.
 TABLED_STEPS = 8
@@ -219,10 +218,7 @@ class Generator(nn.Module):
             ValueError: a shape does not fit the configuration.
         """
         self._check(x, t, z)
-        biases = self._time_biases(t)
-        if not self.training and packs(x, self.conv_in.weight):
-            return self.replay(self, self._forward, x, z, biases)
-        return self._forward(x, z, biases)
+        return self.replay(self, self._forward, x, z, self._time_biases(t))
 
     def _forward(self, x: Tensor, z: Tensor, biases: Tensor) -> Tensor:
         control = self.control(z, biases)

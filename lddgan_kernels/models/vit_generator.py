@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lddgan_kernels.models._replay import Replay
 from lddgan_kernels.models.layers import Mapping, StyleBank, conv2d, group_count, timestep_embedding
 from lddgan_kernels.ops import ada_group_norm
 
@@ -138,6 +139,7 @@ class ViTGenerator(nn.Module):
         self.conv_out = conv2d(config.channels, config.channels, 3)
         self.mapping = Mapping(config.z_dim, config.mapping_width, config.mapping_layers)
         self.style_bank = StyleBank(config.mapping_width, [width] * (2 * config.depth + 1))
+        self.replay = Replay()
 
     def forward(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
         """The predicted x_0.
@@ -155,6 +157,9 @@ class ViTGenerator(nn.Module):
             ValueError: a shape does not fit the configuration.
         """
         self._check(x, t, z)
+        return self.replay(self, self._forward, x, t, z)
+
+    def _forward(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
         config = self.config
         styles = self.style_bank(self.mapping(z))
         h = self.embed(self._patches(x))

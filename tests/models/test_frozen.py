@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from lddgan_kernels import use_backend
-from lddgan_kernels.models import Generator, GeneratorConfig, WaveletGenerator
+from lddgan_kernels.models import (
+    Autoencoder,
+    AutoencoderConfig,
+    Generator,
+    GeneratorConfig,
+    ViTConfig,
+    ViTGenerator,
+    WaveletGenerator,
+)
 from lddgan_kernels.models._replay import record_calls
 from lddgan_kernels.testing import assert_error_rule
 
@@ -138,20 +146,43 @@ def test_training_in_float32_uses_the_weights_of_the_step():
 @torch.no_grad()
 def replayed(generator, given):
     """Output of a replay, and of the modules themselves."""
-    generator.eval()(*given)
-    generator(*given)
+    generator.eval()
+    function = generator.decode if isinstance(generator, Autoencoder) else generator
+    function(*given)
+    function(*given)
     assert any(callable(record) for record in generator.replay._records.values())
-    x, t, z = given
-    return generator(*given), generator._forward(x, z, generator._time_biases(t))
+    replay = function(*given)
+    generator.replay._records.clear()
+    return replay, function(*given)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, CL])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kind", [Generator, WaveletGenerator])
-def test_a_replay_is_bit_for_bit(kind, dtype):
-    generator = build(kind, dtype)
+@pytest.mark.parametrize("kind", [Generator, WaveletGenerator, ViTGenerator, Autoencoder])
+def test_a_replay_is_bit_for_bit(kind, dtype, layout):
+    if kind is ViTGenerator:
+        config = ViTConfig(4, 8, width=16, depth=3, num_heads=2, mlp_width=24)
+        module = ViTGenerator(config).to(dtype)
+    elif kind is Autoencoder:
+        module = Autoencoder(AutoencoderConfig(resolution=16, base_channels=32)).to(dtype)
+    else:
+        module = build(kind, dtype)
     for n in (1, 3):
         for _ in range(2):  # other values of the same shapes
-            assert torch.equal(*replayed(generator, inputs(dtype, n)))
+            x, t, z = inputs(dtype, n)
+            x = x.contiguous(memory_format=layout)
+            replay, plain = replayed(module, (x,) if kind is Autoencoder else (x, t, z))
+            assert torch.equal(replay, plain)
+            assert replay.stride() == plain.stride()
+
+
+def test_other_backends_are_not_replayed():
+    generator, given = build(), inputs()
+    replayed(generator, given)
+    with use_backend("reference"), torch.no_grad():
+        for _ in range(3):
+            generator(*given)
+    assert not any(callable(record) for record in generator.replay._records.values())
 
 
 def test_a_changed_module_is_not_replayed():
