@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lddgan_kernels.models._derived import Derived
-from lddgan_kernels.models._replay import Replay
+from lddgan_kernels.models._generator_base import GeneratorBase
 from lddgan_kernels.models.blocks import Block, DownBlock, PyramidDown, ResBlock, UpBlock
 from lddgan_kernels.models.layers import (
     Attention,
@@ -137,16 +137,17 @@ class UpLevel(nn.Module):
         self.resample = resample
 
 
-class Generator(nn.Module):
+class Generator(GeneratorBase):
     """x_0 from (x_t, t, z).
 
     Args:
         config: the structure.
     """
 
+    config: GeneratorConfig
+
     def __init__(self, config: GeneratorConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         base, widths = config.base_channels, config.widths
         self._block_widths: list[tuple[int, int]] = []  # in the order of execution
         self._block_options: dict[str, Any] = {
@@ -200,24 +201,8 @@ class Generator(nn.Module):
         self.time_embedding = TimeEmbedding(base, 4 * base, F.silu)
         self.time_bank = TimeBank(4 * base, [out for _, out in self._block_widths])
         self.time_table = Derived(partial(_time_table, base))
-        self.replay = Replay()
 
-    def forward(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
-        """The predicted x_0.
-
-        Args:
-            x: (N, channels, resolution, resolution) of the parameters' dtype (or float32 under
-                autocast), contiguous or channels_last.
-            t: (N,) steps, int64.
-            z: (N, z_dim) of the parameters' dtype.
-
-        Returns:
-            Like x; in [-1, 1] where the configuration has `tanh_out`.
-
-        Raises:
-            ValueError: a shape does not fit the configuration.
-        """
-        self._check(x, t, z)
+    def _predict(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
         return self.replay(self, self._forward, x, z, self._time_biases(t))
 
     def _forward(self, x: Tensor, z: Tensor, biases: Tensor) -> Tensor:
@@ -319,17 +304,3 @@ class Generator(nn.Module):
     def _unfold(self, x: Tensor) -> Tensor:
         """Channels into patches, ordered (channel, row, column): unlike `_fold`, as published."""
         return F.pixel_shuffle(x, self.config.patch_size) if self.config.patch_size > 1 else x
-
-    def _check(self, x: Tensor, t: Tensor, z: Tensor) -> None:
-        config, n = self.config, x.shape[0]
-        expected = (n, config.channels, config.resolution, config.resolution)
-        for name, value, shape in (
-            ("x", x, expected),
-            ("t", t, (n,)),
-            ("z", z, (n, config.z_dim)),
-        ):
-            if tuple(value.shape) != shape:
-                raise ValueError(
-                    f"{type(self).__name__}: {name} must be of shape {shape}, "
-                    f"got {tuple(value.shape)}"
-                )

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lddgan_kernels.models._replay import Replay
+from lddgan_kernels._checks import like_layout, memory_format
+from lddgan_kernels.models._generator_base import GeneratorBase
 from lddgan_kernels.models.layers import Mapping, StyleBank, conv2d, group_count, timestep_embedding
 from lddgan_kernels.ops import ada_group_norm
 
@@ -119,16 +120,17 @@ def token_norm(x: Tensor, scale: Tensor, shift: Tensor, groups: int) -> Tensor:
     return normed.squeeze(-1).transpose(1, 2)
 
 
-class ViTGenerator(nn.Module):
+class ViTGenerator(GeneratorBase):
     """x_0 from (x_t, t, z).
 
     Args:
         config: the structure.
     """
 
+    config: ViTConfig
+
     def __init__(self, config: ViTConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         width, patch_width = config.width, config.channels * config.patch_size**2
         self.embed = _linear(patch_width, width)
         self.positions = nn.Parameter(torch.empty(1, 1 + config.tokens, width))
@@ -139,24 +141,8 @@ class ViTGenerator(nn.Module):
         self.conv_out = conv2d(config.channels, config.channels, 3)
         self.mapping = Mapping(config.z_dim, config.mapping_width, config.mapping_layers)
         self.style_bank = StyleBank(config.mapping_width, [width] * (2 * config.depth + 1))
-        self.replay = Replay()
 
-    def forward(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
-        """The predicted x_0.
-
-        Args:
-            x: (N, channels, resolution, resolution) of the parameters' dtype (or float32 under
-                autocast), contiguous or channels_last.
-            t: (N,) steps, int64.
-            z: (N, z_dim) of the parameters' dtype.
-
-        Returns:
-            Like x; in [-1, 1] where the configuration has `tanh_out`.
-
-        Raises:
-            ValueError: a shape does not fit the configuration.
-        """
-        self._check(x, t, z)
+    def _predict(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
         return self.replay(self, self._forward, x, t, z)
 
     def _forward(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
@@ -172,7 +158,8 @@ class ViTGenerator(nn.Module):
             if i < half:
                 skips.append(h)
         h = token_norm(h, styles[-2], styles[-1], group_count(config.width))
-        h = self.conv_out(self._image(self.predict(h[:, 1:])))
+        image = like_layout(self._image(self.predict(h[:, 1:])), memory_format(x))
+        h = self.conv_out(image)
         return torch.tanh(h) if config.tanh_out else h
 
     def _patches(self, x: Tensor) -> Tensor:
@@ -186,12 +173,3 @@ class ViTGenerator(nn.Module):
         n, p, side = tokens.shape[0], self.config.patch_size, self.config.resolution
         patches = tokens.reshape(n, side // p, side // p, self.config.channels, p, p)
         return patches.permute(0, 3, 1, 4, 2, 5).reshape(n, self.config.channels, side, side)
-
-    def _check(self, x: Tensor, t: Tensor, z: Tensor) -> None:
-        config, n = self.config, x.shape[0]
-        expected = (n, config.channels, config.resolution, config.resolution)
-        for name, value, shape in (("x", x, expected), ("t", t, (n,)), ("z", z, (n, config.z_dim))):
-            if tuple(value.shape) != shape:
-                raise ValueError(
-                    f"ViTGenerator: {name} must be of shape {shape}, got {tuple(value.shape)}"
-                )

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from lddgan_kernels import use_backend
 from lddgan_kernels.models import (
     VIT_SIZES,
     Autoencoder,
@@ -46,22 +45,6 @@ def test_configurations_run_and_train(changes):
         assert torch.isfinite(p.grad).all(), name
 
 
-def test_fused_agrees_with_reference():
-    module = ViTGenerator(TINY)
-    x, t, z = inputs()
-    results = []
-    for backend in (None, "reference"):
-        module.zero_grad()
-        xi = x.clone().requires_grad_()
-        with use_backend(backend):
-            y = module(xi, t, z)
-            y.square().mean().backward()
-        results.append([y.detach(), xi.grad, *(p.grad for p in module.parameters())])
-    for ours, reference in zip(*results, strict=True):
-        scale = reference.abs().max().item()
-        torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-5 * scale)
-
-
 def test_long_skips_read_what_a_concatenation_would():
     module = ViTGenerator(TINY)
     block = module.blocks[2]
@@ -74,57 +57,6 @@ def test_long_skips_read_what_a_concatenation_would():
     torch.testing.assert_close(y, block.skip(torch.cat([x, skip], dim=-1)), rtol=1e-5, atol=1e-6)
 
 
-def test_float64_gradients_of_the_whole_network():
-    module = ViTGenerator(TINY).double()
-    x, t, z = inputs(TINY, 2, torch.float64)
-    assert torch.autograd.gradcheck(
-        lambda x, z: module(x, t, z), (x.requires_grad_(), z.requires_grad_()), fast_mode=True
-    )
-
-
-def test_channels_last_and_bfloat16():
-    module = ViTGenerator(TINY)
-    x, t, z = inputs()
-    exact = module(x, t, z)
-    with torch.autocast("cpu", torch.bfloat16):
-        y = module(x, t, z)
-    assert (y.float() - exact).abs().max() < 0.05 * exact.abs().max()
-    y = module(x.to(memory_format=torch.channels_last), t, z)
-    torch.testing.assert_close(y, exact, rtol=1e-4, atol=1e-5)
-    y = module.bfloat16()(x.bfloat16(), t, z.bfloat16())
-    assert (y.float() - exact).abs().max() < 0.05 * exact.abs().max()
-
-
-def test_depends_on_t_and_z():
-    module = ViTGenerator(TINY)
-    x, t, z = inputs()
-    y = module(x, t, z)
-    assert (module(x, t + 1, z) - y).abs().max() > 1e-5
-    assert (module(x, t, z + 1) - y).abs().max() > 1e-5
-
-
-def test_training_reduces_a_loss():
-    module = ViTGenerator(TINY)
-    x, t, z = inputs()
-    target = torch.tanh(torch.randn_like(x))
-    optimizer = torch.optim.Adam(module.parameters(), lr=1e-2)
-    losses = []
-    for _ in range(30):
-        loss = (module(x, t, z) - target).abs().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.8 * losses[0]
-
-
-def test_compiles():
-    module = ViTGenerator(ViTConfig(**{**vars(TINY), "depth": 1}))
-    x, t, z = inputs()
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x, t, z), module(x, t, z), rtol=1e-4, atol=1e-6)
-
-
 @pytest.mark.parametrize(("changes", "message"), [
     ({"depth": 4}, "depth must be odd, got 4"),
     ({"resolution": 9}, "resolution must be a multiple of 2, got 9"),
@@ -133,11 +65,3 @@ def test_compiles():
 def test_bad_configurations(changes, message):
     with pytest.raises(ValueError, match=message):
         ViTConfig(**{**vars(TINY), **changes})
-
-
-def test_bad_inputs():
-    module = ViTGenerator(TINY)
-    x, t, z = inputs()
-    for args, name in (((x[:, :2], t, z), "x"), ((x, t[:1], z), "t"), ((x, t, z[:, :2]), "z")):
-        with pytest.raises(ValueError, match=f"ViTGenerator: {name} must be of shape"):
-            module(*args)
