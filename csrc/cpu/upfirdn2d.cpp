@@ -11,6 +11,10 @@ namespace {
 // --- By two with four separable taps, channels_last: vectors over channels, vertical sums of
 // columns slide along W in registers.
 
+// Output columns whose channels are treated block by block before the next: all channels of a pixel
+// reach memory close in time.
+constexpr int64_t kColumns = 8;
+
 // kPartial: fewer channels than lanes, vectors reach into the next pixels. kStream: past the
 // caches.
 enum class Access { kWhole, kPartial, kStream };
@@ -29,10 +33,10 @@ LDDGAN_INLINE void put(T* p, Vec v, const T* limit) {
   }
 }
 
-// Channels [c0, c0 + count * kWidth) of one output row.
+// Channels [c0, c0 + count * kWidth) of columns [begin, end) of one output row.
 template <typename T, int count, Access access>
 LDDGAN_INLINE void down_channels(const Upfirdn2dArgs& a, const T* const* rows, T* out,
-                                 const Weights& w, int64_t c0) {
+                                 const Weights& w, int64_t c0, int64_t begin, int64_t end) {
   const T* limit = static_cast<const T*>(a.x) + a.n * a.h * a.w * a.c;
   Vec v[kTaps][count];
   auto column = [&](int64_t x, Vec* sum) {
@@ -43,9 +47,9 @@ LDDGAN_INLINE void down_channels(const Upfirdn2dArgs& a, const T* const* rows, T
       sum[b] = inside ? down_column(rows, w, load_at) : Vec{};
     }
   };
-  column(-a.pad_x, v[0]);
-  column(-a.pad_x + 1, v[1]);
-  for (int64_t o = 0; o < a.out_w; ++o) {
+  column(2 * begin - a.pad_x, v[0]);
+  column(2 * begin - a.pad_x + 1, v[1]);
+  for (int64_t o = begin; o < end; ++o) {
     column(2 * o - a.pad_x + 2, v[2]);
     column(2 * o - a.pad_x + 3, v[3]);
     for (int b = 0; b < count; ++b) {
@@ -57,10 +61,11 @@ LDDGAN_INLINE void down_channels(const Upfirdn2dArgs& a, const T* const* rows, T
   }
 }
 
-// The same of one or two output rows; odd_out is null where there is one.
+// The same of one or two output rows, `begin` even; odd_out is null where there is one.
 template <typename T, int count, Access access>
 LDDGAN_INLINE void up_channels(const Upfirdn2dArgs& a, const T* const* rows, T* even_out,
-                               T* odd_out, const Weights& w, int64_t c0) {
+                               T* odd_out, const Weights& w, int64_t c0, int64_t begin,
+                               int64_t end) {
   const T* limit = static_cast<const T*>(a.x) + a.n * a.h * a.w * a.c;
   EvenOdd v[3][count];
   auto column = [&](int64_t x, EvenOdd* sums) {
@@ -72,9 +77,9 @@ LDDGAN_INLINE void up_channels(const Upfirdn2dArgs& a, const T* const* rows, T* 
     }
   };
   const int64_t first = -a.pad_x / 2;
-  column(first, v[0]);
-  column(first + 1, v[1]);
-  for (int64_t o = 0; o < a.out_w; o += 2) {
+  column(first + begin / 2, v[0]);
+  column(first + begin / 2 + 1, v[1]);
+  for (int64_t o = begin; o < end; o += 2) {
     column(first + o / 2 + 2, v[2]);
     auto row = [&](T* out, Vec EvenOdd::* sum) {
       const T* row_end = out + a.out_w * a.c;
@@ -114,11 +119,12 @@ void channels_last_rows(const Upfirdn2dArgs& a, bool stream, int64_t begin, int6
     } else {
       find_rows<T, kTaps>(plane, 2 * y - a.pad_y, a.h, stride, rows);
     }
+    int64_t from = 0, to = 0;
     auto channels = [&](auto count, auto access, int64_t c0) {
       if constexpr (up) {
-        up_channels<T, count.value, access.value>(a, rows, out, odd_out, w, c0);
+        up_channels<T, count.value, access.value>(a, rows, out, odd_out, w, c0, from, to);
       } else {
-        down_channels<T, count.value, access.value>(a, rows, out, w, c0);
+        down_channels<T, count.value, access.value>(a, rows, out, w, c0, from, to);
       }
     };
     constexpr std::integral_constant<int, kBlock> block;
@@ -126,16 +132,19 @@ void channels_last_rows(const Upfirdn2dArgs& a, bool stream, int64_t begin, int6
     constexpr std::integral_constant<Access, Access::kWhole> whole;
     constexpr std::integral_constant<Access, Access::kPartial> partial;
     constexpr std::integral_constant<Access, Access::kStream> streamed;
-    if (a.c < kWidth) {
-      channels(one, partial, 0);
-      continue;
+    for (; from < a.out_w; from = to) {
+      to = a.out_w - from < kColumns ? a.out_w : from + kColumns;
+      if (a.c < kWidth) {
+        channels(one, partial, 0);
+        continue;
+      }
+      int64_t c0 = 0;
+      for (; c0 + kBlock * kWidth <= a.c; c0 += kBlock * kWidth) {
+        stream ? channels(block, streamed, c0) : channels(block, whole, c0);
+      }
+      for (; c0 + kWidth <= a.c; c0 += kWidth) channels(one, whole, c0);
+      if (c0 < a.c) channels(one, whole, a.c - kWidth);  // overlaps the one before
     }
-    int64_t c0 = 0;
-    for (; c0 + kBlock * kWidth <= a.c; c0 += kBlock * kWidth) {
-      stream ? channels(block, streamed, c0) : channels(block, whole, c0);
-    }
-    for (; c0 + kWidth <= a.c; c0 += kWidth) channels(one, whole, c0);
-    if (c0 < a.c) channels(one, whole, a.c - kWidth);  // overlaps the one before
   }
 }
 
@@ -144,7 +153,7 @@ void by_two(const Upfirdn2dArgs& a) {
   if (!a.channels_last) return by_two_planes<T, up>(a);
   const int64_t tasks = up ? (a.out_h + 1) / 2 : a.out_h;
   const int64_t per_task = (up ? 2 : 1) * a.out_w * a.c;
-  const bool stream = a.c % kWidth == 0 && worth_streaming(bytes_moved(a));
+  const bool stream = a.c % kWidth == 0 && worth_streaming(a);
   parallel_for(a.n * tasks, kGrain / per_task + 1, [&](int64_t begin, int64_t end) {
     channels_last_rows<T, up>(a, stream, begin, end);
     if (stream) stream_fence();

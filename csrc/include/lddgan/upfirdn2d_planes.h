@@ -26,8 +26,11 @@ inline Weights weights_of(const Upfirdn2dArgs& a) {
   return w;
 }
 
-inline int64_t bytes_moved(const Upfirdn2dArgs& a) {
-  return a.n * a.c * (a.h * a.w + a.out_h * a.out_w) * (a.dtype == Dtype::kFloat32 ? 4 : 2);
+// Streamed are outputs that would crowd out what they are made from; a smaller one, as going down
+// often is, does better in the cache for its reader.
+inline bool worth_streaming(const Upfirdn2dArgs& a) {
+  const int64_t bytes = a.n * a.c * a.out_h * a.out_w * (a.dtype == Dtype::kFloat32 ? 4 : 2);
+  return bytes >= int64_t(32) << 20;
 }
 
 // Rows first ... first + count - 1 of a plane whose rows are `stride` elements; null outside.
@@ -326,7 +329,7 @@ void by_two_planes(const Upfirdn2dArgs& a) {
       (up ? a.out_h == 2 * a.h && a.out_w == 2 * a.w : a.h == 2 * a.out_h && a.w == 2 * a.out_w);
   if (exact && (try_flat<T, up, 8>(a) || try_flat<T, up, 4>(a) || try_flat<T, up, 2>(a))) return;
   const bool wide = exact && (up ? a.w : a.out_w) % kWidth == 0;
-  const bool stream = worth_streaming(bytes_moved(a));
+  const bool stream = worth_streaming(a);
   const int64_t tasks = a.n * a.c * (up ? (a.out_h + 1) / 2 : a.out_h);
   parallel_for(tasks, kGrain / (up ? 2 * a.out_w : a.out_w) + 1, [&](int64_t begin, int64_t end) {
     if (wide && stream) {
