@@ -125,7 +125,7 @@ def time_once(fn: Callable, inputs: tuple, repeats: int) -> float:
     return (time.perf_counter() - begin) / repeats
 
 
-def measure(case: Case, seconds: float = 0.6, min_rounds: int = 7) -> dict[str, list[float]]:
+def measure(case: Case, seconds: float = 0.6, min_rounds: int = 5) -> dict[str, list[float]]:
     """Seconds a call of each side: [p20, p50, p80] over interleaved rounds.
 
     Args:
@@ -139,9 +139,10 @@ def measure(case: Case, seconds: float = 0.6, min_rounds: int = 7) -> dict[str, 
         inputs += [case.inputs() for _ in range(copies - 1)]
     repeats = {}
     for name, fn in case.sides.items():
-        for i in range(3):
-            fn(*inputs[i % len(inputs)])
-        once = min(time_once(fn, inputs[0], 1) for _ in range(3))
+        fn(*inputs[0])  # compiles, packs, fills caches
+        once = time_once(fn, inputs[-1], 1)
+        if once < seconds / 10:
+            once = min(once, *(time_once(fn, inputs[0], 1) for _ in range(4)))
         repeats[name] = max(1, min(1000, int(seconds / min_rounds / max(once, 1e-7) / 2)))
     times: dict[str, list[float]] = {name: [] for name in case.sides}
     begin = time.perf_counter()
