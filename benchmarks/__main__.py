@@ -6,6 +6,8 @@
 import argparse
 import importlib
 import pkgutil
+import signal
+import sys
 
 import benchmarks
 from benchmarks import _harness, _plot
@@ -32,6 +34,7 @@ def main() -> None:
     if unknown:
         parser.error(f"no benchmark named {', '.join(unknown)}; there are {', '.join(names())}")
     _harness.ensure_allocator()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was timed is stored
     for name in wanted:
         module = importlib.import_module(f"benchmarks.{name}")
         if hasattr(module, "cases"):

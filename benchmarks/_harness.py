@@ -196,7 +196,7 @@ def _commit() -> str:
     return result.stdout.strip() or "unknown"
 
 
-def store(benchmark: str, rows: list[dict], summary: dict) -> Path:
+def store(benchmark: str, rows: list[dict], summary: dict, complete: bool = True) -> Path:
     """Writes a benchmark's rows to results/<device>.json, replacing its earlier ones."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{device_name()}.json"
@@ -206,6 +206,7 @@ def store(benchmark: str, rows: list[dict], summary: dict) -> Path:
         "commit": _commit(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
+        "complete": complete,
         "summary": summary,
         "rows": rows,
     }
@@ -217,46 +218,64 @@ def run(benchmark: str, cases: Iterable[Case], seconds: float = 0.6) -> dict:
     """Checks, times, prints and stores all cases of a benchmark; returns the summary.
 
     The summary maps group -> side -> {"ratio": geometric mean of side/ours, "target": asked for}.
+    Where it is interrupted, the cases so far are stored, and the interruption goes on.
     """
     bandwidth = copy_bandwidth()
     print(f"{benchmark} on {device_name()}, copy bandwidth {bandwidth / 1e9:.1f} GB/s")
-    rows = []
-    for case in cases:
-        case.check()
-        times = measure(case, seconds)
-        ours = times["ours"][1]
-        ratios = {name: t[1] / ours for name, t in times.items() if name != "ours"}
-        share = case.bytes_moved / ours / bandwidth
-        shown = "  ".join(f"{name} {ratio:6.2f}x" for name, ratio in ratios.items())
-        print(f"  {case.name:58s} {ours * 1e6:10.1f} us  {share:6.1%} of copy  {shown}", flush=True)
-        facts = case.facts(ours)
-        for name, value in facts.items():
-            if not isinstance(value, dict):
-                print(f"    {name}: {value:.4g}", flush=True)
-        rows.append(
-            {
-                "name": case.name,
-                "group": case.group,
-                "bytes_moved": case.bytes_moved,
-                "flops": case.flops,
-                "share_of_copy": share,
-                "seconds_p20_p50_p80": times,
-                "targets": case.targets,
-                "share": case.share,
-                **facts,
-            }
-        )
+    rows: list[dict] = []
+    complete = False
+    try:
+        for case in cases:
+            rows.append(_row(case, seconds, bandwidth))
+        complete = True
+    finally:
+        summary = _summary(rows)
+        for group, sides in summary.items():
+            for side, found in sides.items():
+                print(f"{benchmark} | {group}: {_verdict(side, **found)}")
+        if rows:
+            print(f"stored in {store(benchmark, rows, summary, complete)}", flush=True)
+    return summary
+
+
+def _row(case: Case, seconds: float, bandwidth: float) -> dict:
+    """Checks, times and prints a case."""
+    case.check()
+    times = measure(case, seconds)
+    ours = times["ours"][1]
+    ratios = {name: t[1] / ours for name, t in times.items() if name != "ours"}
+    share = case.bytes_moved / ours / bandwidth
+    shown = "  ".join(f"{name} {ratio:6.2f}x" for name, ratio in ratios.items())
+    print(f"  {case.name:58s} {ours * 1e6:10.1f} us  {share:6.1%} of copy  {shown}", flush=True)
+    facts = case.facts(ours)
+    for name, value in facts.items():
+        if not isinstance(value, dict):
+            print(f"    {name}: {value:.4g}", flush=True)
+    return {
+        "name": case.name,
+        "group": case.group,
+        "bytes_moved": case.bytes_moved,
+        "flops": case.flops,
+        "share_of_copy": share,
+        "seconds_p20_p50_p80": times,
+        "targets": case.targets,
+        "share": case.share,
+        **facts,
+    }
+
+
+def _summary(rows: list[dict]) -> dict:
     summary: dict = {}
     for group in dict.fromkeys(row["group"] for row in rows):
         members = [row for row in rows if row["group"] == group]
-        sides = [s for s in members[0]["seconds_p20_p50_p80"] if s != "ours"]
-        for side in sides:
-            ratio = _ratio([row for row in members if side in row["seconds_p20_p50_p80"]], side)
-            target = members[0]["targets"].get(side)
-            summary.setdefault(group, {})[side] = {"ratio": ratio, "target": target}
-            asked = (
-                f" (asked {target:g}x: {'met' if ratio >= target else 'MISSED'})" if target else ""
-            )
-            print(f"{benchmark} | {group}: {ratio:.2f}x over {side}{asked}")
-    print(f"stored in {store(benchmark, rows, summary)}")
+        for side in members[0]["seconds_p20_p50_p80"]:
+            if side != "ours":
+                having = [row for row in members if side in row["seconds_p20_p50_p80"]]
+                found = {"ratio": _ratio(having, side), "target": members[0]["targets"].get(side)}
+                summary.setdefault(group, {})[side] = found
     return summary
+
+
+def _verdict(side: str, ratio: float, target: float | None) -> str:
+    asked = f" (asked {target:g}x: {'met' if ratio >= target else 'MISSED'})" if target else ""
+    return f"{ratio:.2f}x over {side}{asked}"

@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import _harness, _plot, floors
 
@@ -45,3 +46,24 @@ def test_a_group_of_shares_counts_its_sum():
 def test_the_readme_has_the_predictions():
     readme = (Path(__file__).parents[1] / "README.md").read_text()
     assert floors.row("cifar10") in readme
+
+
+def test_an_interrupted_benchmark_keeps_its_cases(tmp_path, monkeypatch):
+    monkeypatch.setattr(_harness, "RESULTS", tmp_path)
+    monkeypatch.setattr(_harness, "copy_bandwidth", lambda: 1e9)
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    def case(name, check):
+        sides = {"ours": lambda x: x, "eager": lambda x: x + 1}
+        return _harness.Case(name, "group", lambda: (torch.ones(8),), sides, check, bytes_moved=64)
+
+    cases = [case("first", lambda: None), case("second", interrupt)]
+    with pytest.raises(KeyboardInterrupt):
+        _harness.run("op", cases, seconds=0.01)
+    (path,) = tmp_path.iterdir()
+    stored = json.loads(path.read_text())["op"]
+    assert [row["name"] for row in stored["rows"]] == ["first"]
+    assert not stored["complete"]
+    assert stored["summary"]["group"]["eager"]["ratio"] > 0
