@@ -18,14 +18,15 @@ LDDGAN_INLINE void before_activation(const Vec (&u)[count], Vec (&v)[count]) {
   }
 }
 
-// Elements a thread takes through both passes at once, so that the second finds them in the cache.
-constexpr int64_t kBatch = 16384;
+// Elements a thread takes through both passes at once, so that the second finds them in the first
+// cache; more of short rows, whose sums are worth taking together.
+inline int64_t batch_elements(int64_t pixels) { return pixels < 256 ? 16384 : 2048; }
 
 template <typename T, bool kSilu, bool kBias, bool kStream>
 void backward_contiguous(const AdaGroupNormBackwardArgs& b, int64_t begin, int64_t end) {
   const AdaGroupNormArgs& a = b.forward;
   const int64_t channels = a.channels1 + a.channels2, pixels = a.pixels;
-  const int64_t size = channels / a.groups, batch = batch_groups(a, kBatch);
+  const int64_t size = channels / a.groups, batch = batch_groups(a, batch_elements(pixels));
   const int64_t most = batch * size, row_floats = (most + kWidth - 1) / kWidth * kWidth * kWidth;
   constexpr bool kInPlace = sizeof(T) == 4 && !kStream;
   Workspace workspace(3 * Workspace::padded(channels) + 3 * Workspace::padded(most) +
@@ -44,6 +45,7 @@ void backward_contiguous(const AdaGroupNormBackwardArgs& b, int64_t begin, int64
     const int64_t n = item / a.groups, group = item % a.groups, first = group * size;
     groups = a.groups - group < batch ? a.groups - group : batch;
     if (groups > end - item) groups = end - item;
+    const int64_t ahead = item + groups < end ? groups * size * pixels : 0;
     if (item == begin || first == 0) {
       read_row(a.scale, n, 0, channels, scale);
       read_row(a.shift, n, 0, channels, shift);
@@ -68,6 +70,11 @@ void backward_contiguous(const AdaGroupNormBackwardArgs& b, int64_t begin, int64
         for_vectors<kBackwardBlock>(rest < kPart * kWidth ? rest : kPart * kWidth,
                                     [&](int64_t j, auto lanes) {
                                       constexpr int kCount = kVectorsOf<decltype(lanes)>;
+                                      constexpr int kLine = 64 / sizeof(T);
+                                      for (int k = 0; k < kCount * kWidth; k += kLine) {
+                                        __builtin_prefetch(x + part + j + k + ahead, 0, 2);
+                                        __builtin_prefetch(grad + part + j + k + ahead, 0, 2);
+                                      }
                                       Vec d[kCount], u[kCount], value[kCount];
                                       for (int k = 0; k < kCount; ++k) {
                                         d[k] = load(x + part + j + k * kWidth, lanes) - q;
