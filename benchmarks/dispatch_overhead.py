@@ -116,8 +116,8 @@ def main(everything: bool = False) -> None:
         if "gradients" in row:
             shown += f" ({row['gradients_and_engine']:.1f} with the engine)"
         print(f"  {name:18s} {shown}", flush=True)
-        rows.append(row)
-    store("dispatch_overhead", rows, {"engine": engine, "asked": ASKED})
+        rows.append(row | {"engine": engine, "asked": ASKED})
+    store("dispatch_overhead", rows, {})
 
 
 if __name__ == "__main__":
