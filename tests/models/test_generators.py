@@ -43,8 +43,8 @@ def test_fused_agrees_with_reference(kind):
             y.square().mean().backward()
         results.append([y.detach(), xi.grad, zi.grad, *(p.grad for p in module.parameters())])
     for ours, reference in zip(*results, strict=True):
-        scale = reference.abs().max().item()
-        torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-6 + 1e-5 * scale)
+        atol = 1e-5 * reference.abs().max().item() if kind is ViTGenerator else 1e-6
+        torch.testing.assert_close(ours, reference, rtol=1e-4, atol=atol)
 
 
 def test_float64_gradients_of_the_whole_network(kind):
@@ -83,8 +83,9 @@ def test_a_step_depends_on_t_and_z(kind):
     module = make(kind)
     x, t, z = inputs(module)
     y = module(x, t, z)
-    assert (module(x, t + 1, z) - y).abs().max() > 1e-5
-    assert (module(x, t, z + 1) - y).abs().max() > 1e-5
+    least = 1e-5 if kind is ViTGenerator else 1e-4
+    assert (module(x, t + 1, z) - y).abs().max() > least
+    assert (module(x, t, z + 1) - y).abs().max() > least
 
 
 def test_samples_do_not_meet(kind):
@@ -112,7 +113,7 @@ def test_training_reduces_a_loss(kind):
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.85 * losses[0]
+    assert losses[-1] < (0.85 if kind is WaveletGenerator else 0.8) * losses[0]
 
 
 def test_compiles(kind):
