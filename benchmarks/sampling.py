@@ -10,6 +10,7 @@ timed. The last line is the headline.
 import copy
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch._inductor.config
@@ -137,6 +138,30 @@ class Subject:
             "error_published": errors["published"],
         }
 
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    def case(
+        self,
+        batch: int,
+        sides: dict[str, Callable],
+        check: Callable[[], None],
+        what: str = "",
+        **more: Any,
+    ) -> Case:
+        """A row for `batch` seeds: `what` of the preset in our dtype; `more` are fields of Case."""
+        facts = {"facts": lambda seconds: {"images_per_second": batch / seconds}}
+        return Case(
+            name=f"{self.preset}{what}, {self.dtype_name}, batch {batch}",
+            group=f"{self.preset}{what} {self.dtype_name} batch {batch}",
+            inputs=lambda: (torch.arange(batch, device=device()),),
+            sides=sides,
+            check=check,
+            bytes_moved=0,
+            **facts | more,
+        )
+
 
 def compiled(generator: nn.Module, mode: str | None) -> Callable:
     """The generator under torch.compile, its weights frozen into the code."""
@@ -147,7 +172,6 @@ def compiled(generator: nn.Module, mode: str | None) -> Callable:
 def _case(subject: Subject, full: Subject, batch: int, everything: bool) -> Case:
     """Latents (or pixels) of `subject`; `full` is the same in float32."""
     torch._dynamo.reset()
-    name, preset = str(subject.dtype).removeprefix("torch."), subject.preset
     contiguous = torch.contiguous_format
 
     def side(who: Subject, generator: Callable, form: Form, layout: torch.memory_format):
@@ -169,14 +193,12 @@ def _case(subject: Subject, full: Subject, batch: int, everything: bool) -> Case
     if full is not subject:
         sides["published float32"] = side(full, full.generator, PUBLISHED, contiguous)
 
-    return Case(
-        name=f"{preset}, {name}, batch {batch}",
-        group=f"{preset} {name} batch {batch}",
-        inputs=lambda: (torch.arange(batch, device=device()),),
-        sides=sides,
-        check=subject.check,
-        bytes_moved=0,
-        targets=targets.get((name, batch), {}) if preset == "cifar10" else {},
+    asked = targets.get((subject.dtype_name, batch), {}) if subject.preset == "cifar10" else {}
+    return subject.case(
+        batch,
+        sides,
+        subject.check,
+        targets=asked,
         best={"best plain": ("plain contiguous", "plain channels_last")},
         facts=lambda seconds: _facts(subject, batch, seconds, sides["published"]),
     )
@@ -214,7 +236,6 @@ def _facts(subject: Subject, batch: int, seconds: float, published: Callable) ->
 
 def _decoded(subject: Subject, full: Subject, batch: int) -> Case:
     """Images: the latents of `_case`, and the decoder behind them."""
-    name, preset = str(subject.dtype).removeprefix("torch."), subject.preset
 
     def side(who: Subject):
         noise, decoder = who.noise(torch.contiguous_format), who.decoder
@@ -238,15 +259,7 @@ def _decoded(subject: Subject, full: Subject, batch: int) -> Case:
     sides = {"ours": subject.images, "published": side(subject)}
     if full is not subject:
         sides["published float32"] = side(full)
-    return Case(
-        name=f"{preset} with decoder, {name}, batch {batch}",
-        group=f"{preset} with decoder {name} batch {batch}",
-        inputs=lambda: (torch.arange(batch, device=device()),),
-        sides=sides,
-        check=check,
-        bytes_moved=0,
-        facts=lambda seconds: {"images_per_second": batch / seconds},
-    )
+    return subject.case(batch, sides, check, " with decoder")
 
 
 def _cases(everything: bool) -> Iterator[Case]:

@@ -59,8 +59,6 @@ class Published:
 
 
 def _case(subject: Subject, batch: int, published: Published | None) -> Case:
-    name = str(subject.dtype).removeprefix("torch.")
-
     def reference(seeds: Tensor) -> Tensor:
         with use_backend("reference"):
             return subject.ours(seeds)
@@ -77,17 +75,8 @@ def _case(subject: Subject, batch: int, published: Published | None) -> Case:
         if published is not None:
             published.check()
 
-    return Case(
-        name=f"{subject.preset}, {name}, batch {batch}",
-        group=f"{subject.preset} {name} batch {batch}",
-        inputs=lambda: (torch.arange(batch, device=device()),),
-        sides=sides,
-        check=check,
-        bytes_moved=0,
-        targets=TARGETS.get((name, batch), {}) if published is not None else {},
-        best=best,
-        facts=lambda seconds: {"images_per_second": batch / seconds},
-    )
+    targets = TARGETS.get((subject.dtype_name, batch), {}) if published is not None else {}
+    return subject.case(batch, sides, check, targets=targets, best=best)
 
 
 def _cases() -> Iterator[Case]:
