@@ -4,10 +4,12 @@
 
 #include "direct.h"
 #include "lddgan/isa.h"
+#include "replay.h"
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "lddgan_kernels: compiled kernels, registered as torch.ops.lddgan.*";
   lddgan::add_direct_calls(m.ptr());
+  lddgan::add_replay(m);
   m.def("build_info", [] {
     pybind11::dict info;
     info["torch"] = TORCH_VERSION;

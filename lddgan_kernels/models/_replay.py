@@ -1,8 +1,9 @@
 """A network's forward pass for inference as a flat list of operators.
 
-At batch 1 Python takes as long as a fifth of the arithmetic: modules, checks, choices of backend.
-All of it comes out the same for inputs of the same shape, so it is done once: the operators that
-ran are recorded, written as one Python function and from then on called one after the other.
+At batch 1 Python takes as long as a third of the arithmetic: modules, checks, choices of backend,
+and on the way to each operator. All of it comes out the same for inputs of the same shape, so it is
+done once: the operators that ran are recorded, and from then on called one after the other from
+C++ (python/replay.cpp).
 """
 
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from lddgan_kernels import _extension
 from lddgan_kernels._backend import default_backend
 from lddgan_kernels._module_state import ModuleState
 
@@ -36,6 +38,7 @@ class Replay:
     ) -> Tensor:
         if (
             module.training
+            or not _extension.is_loaded()
             or default_backend() not in (None, "cpu")
             or torch.is_grad_enabled()
             or torch.is_autocast_enabled("cpu")
@@ -69,14 +72,20 @@ class Replay:
 def record_calls(
     function: Callable[..., Tensor], inputs: tuple[Tensor, ...]
 ) -> Callable[..., Tensor]:
-    """A function of the same inputs that calls what `function` calls, without its Python.
+    """A function of the same inputs that calls what `function` calls, without Python.
+
+    Tensors that no call made are constants: weights, and what was derived from them.
 
     Raises:
-        RuntimeError: it reads a value back.
+        RuntimeError: it reads a value back, or the extension is missing.
     """
+    extension = _extension.module()
+    if extension is None:
+        raise RuntimeError(_extension.why_missing())
     with _Recorder() as recorder:
         result = function(*inputs)
-    return _written(recorder.calls, inputs, result)
+    record: Callable[..., Tensor] = extension.record(recorder.calls, inputs, result)
+    return record
 
 
 class _Recorder(TorchDispatchMode):
@@ -98,45 +107,3 @@ class _Recorder(TorchDispatchMode):
             raise RuntimeError(f"Replay: {func} reads a value back")
         self.calls.append((func, args, kwargs or {}, output))
         return output
-
-
-def _written(calls: list[Any], inputs: tuple[Tensor, ...], result: Tensor) -> Callable[..., Tensor]:
-    """The calls as a function: one line each, a variable each tensor, dropped after its last use.
-
-    Tensors that no call made are constants: weights, and what was derived from them.
-    """
-    names = {id(x): f"x{i}" for i, x in enumerate(inputs)}
-    constants: dict[str, Any] = {}
-    last_use: dict[str, int] = {}
-    lines: list[str] = []
-
-    def named(value: Any) -> str:
-        if isinstance(value, list | tuple) and any(isinstance(v, Tensor) for v in value):
-            return f"[{', '.join(map(named, value))}]"
-        if isinstance(value, Tensor) and id(value) in names:
-            last_use[names[id(value)]] = len(lines)
-            return names[id(value)]
-        name = f"c{len(constants)}"
-        constants[name] = value
-        return name
-
-    def target(output: Any) -> str:
-        if isinstance(output, list | tuple):
-            return f"[{', '.join(map(target, output))}]"
-        name = names.setdefault(id(output), f"v{len(names)}")
-        last_use[name] = len(lines)
-        return name
-
-    for func, args, kwargs, output in calls:
-        given = [named(arg) for arg in args]
-        given += [f"{key}={named(arg)}" for key, arg in kwargs.items()]
-        called = f"{named(func)}({', '.join(given)})"
-        lines.append(f"{target(output)} = {called}")
-    lines.append(f"return {named(result)}")
-    for name, line in last_use.items():
-        if line < len(lines) - 1:
-            lines[line] += f"; del {name}"
-    head = f"def replay({', '.join(f'x{i}' for i in range(len(inputs)))}):"
-    exec("\n    ".join([head, *lines]), constants)
-    replay: Callable[..., Tensor] = constants["replay"]
-    return replay

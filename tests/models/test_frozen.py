@@ -222,3 +222,52 @@ def test_nothing_is_kept_in_training():
     assert not torch.equal(outputs[1], outputs[2])
     assert not generator.replay._records
     assert generator.middle0.conv1.frozen.onednn._value is None
+
+
+def test_a_record_has_other_values_lists_and_results_of_several_tensors():
+    weight, index = torch.randn(4, 6), torch.tensor([2, 0])
+
+    def function(x, y):
+        halves = torch.cat([x, weight.t(), y], 1).split(3)
+        most, where = halves[1].max(dim=1, keepdim=True)
+        halves[0].add_(most)
+        return torch.stack([halves[0][index], x[:2].relu_().sum() + where.expand(3, 14)[:2]])
+
+    with torch.no_grad():
+        record = record_calls(function, (torch.randn(6, 4), torch.randn(6, 6)))
+        for _ in range(2):
+            x, y = torch.randn(6, 4), torch.randn(6, 6)
+            ours = x.clone()
+            assert torch.equal(record(ours, y), function(x, y))
+            assert torch.equal(ours, x)  # written to by both
+    with torch.inference_mode():
+        assert torch.equal(record(x, y), function(x, y))
+
+
+def test_a_record_passes_errors_on_and_counts_its_inputs():
+    table = torch.randn(3, 2)
+    with torch.no_grad():
+        record = record_calls(lambda i: torch.embedding(table, i), (torch.tensor([0, 2]),))
+    with pytest.raises(IndexError, match="index out of range"):
+        record(torch.tensor([3]))
+    with pytest.raises(RuntimeError, match="expected 1 inputs, got 0"):
+        record()
+
+
+def test_a_record_keeps_no_tensor_longer_than_needed():
+    """Memory of the recording and of a run goes, but for the result."""
+    sizes = []
+
+    def function(x):
+        y = torch.cat([x, x])
+        return (y * 2).sum(0)
+
+    x = torch.randn(8, 4)
+    with torch.no_grad():
+        record = record_calls(function, (x,))
+        with torch.profiler.profile(profile_memory=True) as found:
+            result = record(x)
+    for event in found.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            sizes.append(event.nbytes())
+    assert sum(sizes) == result.nbytes
