@@ -1,4 +1,4 @@
-"""(x + h) / sqrt(2) against eager and torch.compile, at the generator's feature-map shapes."""
+"""The residual sum against eager and torch.compile, at the generator's feature-map shapes."""
 
 from collections.abc import Iterator
 
@@ -15,39 +15,47 @@ SHAPES = (
     (16, 256, 8, 8),
     (16, 128, 64, 64),
 )
+CONTIGUOUS, CHANNELS_LAST = torch.contiguous_format, torch.channels_last
 
 
-def plain(x, h):
-    return (x + h) / 2**0.5
+def plain(x, h, bias=None):
+    return (x + h) / 2**0.5 if bias is None else (x + (h + bias[:, None, None])) / 2**0.5
+
+
+def ours(x, h, bias=None):
+    return residual_scale(x, h, bias=bias)
 
 
 def cases() -> Iterator[Case]:
     for dtype in (torch.float32, torch.bfloat16):
         for shape in SHAPES:
             for backward in (False, True):
-                yield _case(shape, dtype, backward)
+                yield _case(shape, dtype, CONTIGUOUS, False, backward)
+                yield _case(shape, dtype, CHANNELS_LAST, True, backward)
 
 
-def _case(shape, dtype, backward) -> Case:
+def _case(shape, dtype, layout, biased, backward) -> Case:
+    addends = 2 + biased
+
     def inputs():
-        return tuple(
-            torch.randn(shape, device=device(), dtype=dtype) for _ in range(3 if backward else 2)
-        )
+        shapes = [shape] * 2 + [shape[1:2]] * biased + [shape] * backward
+        made = [torch.randn(s, device=device(), dtype=dtype) for s in shapes]
+        return tuple(t.to(memory_format=layout) if t.ndim == 4 else t for t in made)
 
     def check():
-        x, h = inputs()[:2]
-        assert_error_rule(residual_scale(x, h), plain(x, h), plain(x.double(), h.double()))
+        given = inputs()[:addends]
+        assert_error_rule(ours(*given), plain(*given), plain(*(t.double() for t in given)))
 
-    wrap = (lambda fn: with_gradient(fn, (0, 1))) if backward else (lambda fn: fn)
+    wrap = (lambda fn: with_gradient(fn, range(addends))) if backward else (lambda fn: fn)
     compiled = fresh_compile(plain)
     size = torch.Size(shape).numel() * dtype.itemsize
-    name = str(dtype).removeprefix("torch.")
+    name = str(dtype).removeprefix("torch.") + " channels_last with bias" * biased
     direction = "forward+backward" if backward else "forward"
     return Case(
         name=f"{'x'.join(map(str, shape))} {name} {direction}",
         group=f"{name} {direction}",
         inputs=inputs,
-        sides={"ours": wrap(residual_scale), "eager": wrap(plain), "compile": wrap(compiled)},
+        sides={"ours": wrap(ours), "eager": wrap(plain), "compile": wrap(compiled)},
         check=check,
         bytes_moved=size * (5 if backward else 3),
     )

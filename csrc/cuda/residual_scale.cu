@@ -6,31 +6,82 @@ namespace lddgan {
 
 namespace {
 
-constexpr float kInverseSqrt2 = 0.70710678118654752f;
 constexpr int kThreads = 256;
 
+template <typename T, typename B>
+struct Pointers {
+  const T* x;
+  const T* h;
+  const T* h2;
+  const B* bias;
+  T* out;
+};
+
+// Adds the bias of elements first to first + size to `values`.
+template <int size, typename B>
+__device__ __forceinline__ void add_bias(float* values, const B* bias, int64_t first,
+                                         int64_t channels, int64_t inner, bool packed) {
+  if (packed) {  // whole packs of channels, next to each other
+    float added[size];
+    load_floats<size>(bias + first % channels, added);
+#pragma unroll
+    for (int i = 0; i < size; ++i) values[i] += added[i];
+    return;
+  }
+  int64_t position = first % inner, channel = first / inner % channels;
+#pragma unroll
+  for (int i = 0; i < size; ++i) {
+    values[i] += device_float(bias[channel]);
+    if (++position == inner) {
+      position = 0;
+      if (++channel == channels) channel = 0;
+    }
+  }
+}
+
 // One pack a thread; the last threads take the tail element by element.
-template <typename T>
+template <typename T, typename B>
 __global__ void __launch_bounds__(kThreads)
-    residual_scale_kernel(const T* __restrict__ x, const T* __restrict__ h, T* __restrict__ out,
-                          int64_t count, bool packed) {
+    residual_scale_kernel(Pointers<T, B> p, int64_t count, int64_t channels, int64_t inner,
+                          float factor, bool packed, bool packed_bias) {
   constexpr int kSize = Pack<T>::kSize;
   int64_t first = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * kSize;
   if (packed && first + kSize <= count) {
-    Pack<T> a = *reinterpret_cast<const Pack<T>*>(x + first);
-    Pack<T> b = *reinterpret_cast<const Pack<T>*>(h + first);
-    Pack<T> result;
+    float sum[kSize], more[kSize];
+    load_floats<kSize>(p.x + first, sum);
+    load_floats<kSize>(p.h + first, more);
 #pragma unroll
-    for (int i = 0; i < kSize; ++i) {
-      result.data[i] =
-          from_float<T>((device_float(a.data[i]) + device_float(b.data[i])) * kInverseSqrt2);
+    for (int i = 0; i < kSize; ++i) sum[i] += more[i];
+    if (p.h2) {
+      load_floats<kSize>(p.h2 + first, more);
+#pragma unroll
+      for (int i = 0; i < kSize; ++i) sum[i] += more[i];
     }
-    *reinterpret_cast<Pack<T>*>(out + first) = result;
+    if (p.bias) add_bias<kSize>(sum, p.bias, first, channels, inner, packed_bias);
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) sum[i] *= factor;
+    store_floats<kSize>(p.out + first, sum);
     return;
   }
   for (int64_t i = first; i < first + kSize && i < count; ++i) {
-    out[i] = from_float<T>((device_float(x[i]) + device_float(h[i])) * kInverseSqrt2);
+    float sum = device_float(p.x[i]) + device_float(p.h[i]);
+    if (p.h2) sum += device_float(p.h2[i]);
+    if (p.bias) add_bias<1>(&sum, p.bias, i, channels, inner, false);
+    p.out[i] = from_float<T>(sum * factor);
   }
+}
+
+template <typename T, typename B>
+cudaError_t run(const ResidualScaleArgs& a, void* stream) {
+  constexpr int kSize = Pack<T>::kSize, kPerBlock = kThreads * kSize;
+  Pointers<T, B> p{static_cast<const T*>(a.x), static_cast<const T*>(a.h),
+                   static_cast<const T*>(a.h2), static_cast<const B*>(a.bias),
+                   static_cast<T*>(a.out)};
+  bool packed = can_pack<T>(a.x) && can_pack<T>(a.h) && can_pack<T>(a.h2) && can_pack<T>(a.out);
+  bool packed_bias = a.inner == 1 && a.channels % kSize == 0 && can_pack<B>(a.bias);
+  return launch_kernel(residual_scale_kernel<T, B>, (a.count + kPerBlock - 1) / kPerBlock, kThreads,
+                       0, stream, 1, p, a.count, a.channels, a.inner, a.factor, packed,
+                       packed_bias);
 }
 
 }  // namespace
@@ -40,11 +91,7 @@ int residual_scale_cuda(const ResidualScaleArgs& a, void* stream) {
   cudaError_t error = cudaSuccess;
   visit(a.dtype, [&](auto* type) {
     using T = typename DeviceType<std::remove_pointer_t<decltype(type)>>::type;
-    constexpr int kPerBlock = kThreads * Pack<T>::kSize;
-    bool packed = can_pack<T>(a.x) && can_pack<T>(a.h) && can_pack<T>(a.out);
-    error = launch_kernel(residual_scale_kernel<T>, (a.count + kPerBlock - 1) / kPerBlock, kThreads,
-                          0, stream, 1, static_cast<const T*>(a.x), static_cast<const T*>(a.h),
-                          static_cast<T*>(a.out), a.count, packed);
+    error = a.bias_dtype == a.dtype ? run<T, T>(a, stream) : run<T, float>(a, stream);
   });
   return error;
 }

@@ -37,6 +37,46 @@ def test_forward_and_gradient(backend, shape, layout, dtype):
         assert_error_rule(grad, g / 2**0.5, g.double() / 2**0.5, "gradient")
 
 
+def plain_sum(x, h, h2, bias, factor):
+    out = x + h if h2 is None else x + h + h2
+    return (out if bias is None else out + bias[:, None, None].to(x.dtype)) * factor
+
+
+# Whole packs of channels, odd widths and maps, one row longer than a block, 1x1 maps, nothing.
+@pytest.mark.parametrize(
+    "shape", [(2, 32, 6, 6), (3, 5, 7, 3), (1, 2, 40, 41), (4, 3, 1, 1), (0, 4, 2, 2)]
+)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_more_addends(backend, dtype, layout, shape):
+    device = device_of(backend)
+    x, h, h2, g = (
+        torch.randn(shape, device=device, dtype=dtype).to(memory_format=layout) for _ in range(4)
+    )
+    wide = torch.randn(shape[1], device=device)
+    for more, bias, factor in (
+        (h2, wide, 0.5),
+        (None, wide.to(dtype), 1.0),
+        (h2, None, 1.0),
+        (None, torch.stack([wide, wide], 1)[:, 0], 0.5),
+    ):
+        given = [None if a is None else a.detach().requires_grad_() for a in (x, h, more, bias)]
+        exact = [None if a is None else a.detach().double().requires_grad_() for a in given]
+        out = residual_scale(*given[:2], h2=given[2], bias=given[3], factor=factor, backend=backend)
+        assert out.numel() == 0 or out.is_contiguous(memory_format=layout)
+        theirs, wanted = plain_sum(*given, factor), plain_sum(*exact, factor)
+        assert_error_rule(out, theirs, wanted)
+        differentiated = [[a for a in side if a is not None] for side in (given, exact)]
+        grads = (
+            torch.autograd.grad(out, differentiated[0], g),
+            torch.autograd.grad(theirs, differentiated[0], g),
+            torch.autograd.grad(wanted, differentiated[1], g.double()),
+        )
+        for a, b, c in zip(*grads, strict=True):
+            assert_error_rule(a, b, c, "gradient")
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_views_of_either_layout(backend):
     device = device_of(backend)
@@ -53,6 +93,21 @@ def test_gradients_of_any_order():
     assert gradgradcheck(residual_scale, (x, h))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_second_order_gradients_of_all_addends(backend):
+    x, h, h2 = (torch.randn(2, 3, 4, 5, device=device_of(backend)) for _ in range(3))
+    bias, results = torch.randn(3, device=device_of(backend)), []
+    for fn in (
+        lambda x, h, h2, bias: residual_scale(x, h, h2=h2, bias=bias, factor=0.3, backend=backend),
+        lambda *given: plain_sum(*given, 0.3),
+    ):
+        inputs = [t.detach().requires_grad_() for t in (x, h, h2, bias)]
+        grads = torch.autograd.grad(fn(*inputs).sin().sum(), inputs, create_graph=True)
+        results.append(torch.autograd.grad(sum(g.square().sum() for g in grads), inputs))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize("device", NATIVE_DEVICES)
 def test_registration(device):
     x, h = (torch.randn(2, 3, 4, 5, device=device) for _ in range(2))
@@ -61,15 +116,20 @@ def test_registration(device):
         torch.ops.lddgan.residual_scale.default,
         tuple(t.to(memory_format=torch.channels_last) for t in (x, h)),
     )
+    bias = torch.randn(3, device=device)
+    torch.library.opcheck(torch.ops.lddgan.residual_scale.default, (x, h, h, bias, 0.5))
 
 
 def test_compiles_as_one_graph():
-    x, h = (torch.randn(2, 3, 4, 5, requires_grad=True) for _ in range(2))
+    x, h, h2 = (torch.randn(2, 3, 4, 5, requires_grad=True) for _ in range(3))
+    bias = torch.randn(3, requires_grad=True)
     compiled = torch.compile(residual_scale, fullgraph=True)
-    out = compiled(x, h)
-    torch.testing.assert_close(out, residual_scale(x, h))
-    out.sum().backward()
-    assert x.grad is not None
+    for options in ({}, {"h2": h2, "bias": bias, "factor": 1.0}):
+        out = compiled(x, h, **options)
+        torch.testing.assert_close(out, residual_scale(x, h, **options))
+        out.sum().backward()
+        assert x.grad is not None
+    torch.testing.assert_close(bias.grad, torch.full((3,), 40.0))
 
 
 def test_bad_input():
@@ -78,6 +138,16 @@ def test_bad_input():
         residual_scale(x, torch.randn(2, 3))
     with pytest.raises(ValueError, match="residual_scale: h must be torch.float32 like x"):
         residual_scale(x, x.double())
+    with pytest.raises(ValueError, match="residual_scale: h2 must be of shape"):
+        residual_scale(x, x, h2=x[:1])
+    with pytest.raises(
+        ValueError, match=r"residual_scale: bias must be of shape \(3,\), got \(4,\)"
+    ):
+        residual_scale(x, x, bias=torch.randn(4))
+    with pytest.raises(ValueError, match="residual_scale: bias must be torch.float32 like x"):
+        residual_scale(x, x, bias=torch.randn(3).half())
+    with pytest.raises(ValueError, match=r"residual_scale: x must be of shape \(N, C, H, W\)"):
+        residual_scale(x[0], x[0], bias=torch.randn(3))
     with pytest.raises(RuntimeError, match="backend 'cuda' unavailable"):
         residual_scale(x, x, backend="cuda")
     with pytest.raises(ValueError, match="backend must be one of"):

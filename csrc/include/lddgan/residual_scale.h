@@ -1,4 +1,4 @@
-// out = (x + h) / sqrt(2), elementwise.
+// out = (x + h + h2 + bias) * factor, elementwise, the bias per channel.
 #pragma once
 
 #include <cstdint>
@@ -8,12 +8,19 @@
 
 namespace lddgan {
 
+// Element i of x, h, h2 and out is of channel (i / inner) % channels.
 struct ResidualScaleArgs {
-  const void* x;  // [count]
-  const void* h;  // [count], in x's element order
-  void* out;      // [count]
+  const void* x;     // [count]
+  const void* h;     // [count], in x's element order
+  const void* h2;    // [count], in x's element order, or null
+  const void* bias;  // [channels], or null
+  void* out;         // [count]
   int64_t count;
+  int64_t channels;
+  int64_t inner;  // neighbours of one channel: 1 in channels_last, else height * width
+  float factor;
   Dtype dtype;
+  Dtype bias_dtype;  // `dtype` or float32; on the CPU float32
 };
 
 #if defined(LDDGAN_CUDA)
