@@ -95,38 +95,36 @@ struct VectorMath {
         },
         x, sign);
   }
-  static LDDGAN_INLINE F select_bit(U word, uint32_t bit, F yes, F no) {
-    return F::of(
-        [=](VecU word, Vec yes, Vec no) {
-          __mmask16 set = _mm512_test_epi32_mask((__m512i)word, _mm512_set1_epi32(int(bit)));
-          return (Vec)_mm512_mask_blend_ps(set, (__m512)no, (__m512)yes);
-        },
-        word, yes, no);
+  static LDDGAN_INLINE void turn(U quadrant, F& cosine, F& sine) {
+    for (int k = 0; k < kTogether; ++k) {
+      __mmask16 odd = _mm512_test_epi32_mask((__m512i)quadrant.v[k], _mm512_set1_epi32(1 << 30));
+      __m512 c = (__m512)cosine.v[k], s = (__m512)sine.v[k];
+      cosine.v[k] = (Vec)_mm512_mask_sub_ps(c, odd, _mm512_setzero_ps(), s);
+      sine.v[k] = (Vec)_mm512_mask_mov_ps(s, odd, c);
+    }
   }
-  static LDDGAN_INLINE void split(U word, F& f, F& exponent) {
-    __m512 twice[kTogether];
-    __mmask16 large[kTogether];
+  static LDDGAN_INLINE void split(U word, F& f, F& offset) {
+    const __m512 scale = _mm512_set1_ps(-1.3862943611f);
     for (int k = 0; k < kTogether; ++k) {
       __m512i x = (__m512i)word.v[k];
-      large[k] = _mm512_movepi32_mask(x);
-      x = _mm512_mask_xor_epi32(x, large[k], x, _mm512_set1_epi32(-1));
-      twice[k] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(x), _mm512_set1_ps(0x1p-31f),
-                                 _mm512_set1_ps(0x1p-32f));
-    }
-    for (int k = 0; k < kTogether; ++k) {
-      __m512 m = _mm512_getmant_ps(twice[k], _MM_MANT_NORM_p5_1, _MM_MANT_SIGN_src);
-      m = _mm512_sub_ps(m, _mm512_set1_ps(1.0f));
-      f.v[k] = (Vec)_mm512_mask_mul_ps(m, large[k], twice[k], _mm512_set1_ps(-0.5f));
-      exponent.v[k] = (Vec)_mm512_maskz_getexp_ps(_knot_mask16(large[k]), twice[k]);
+      __mmask16 small = _mm512_testn_epi32_mask(x, _mm512_set1_epi32(INT32_MIN));
+      __m512 u = _mm512_fmadd_ps(_mm512_cvtepi32_ps(x), _mm512_set1_ps(0x1p-32f),
+                                 _mm512_set1_ps(0x1p-33f));
+      __m512 m = _mm512_getmant_ps(u, _MM_MANT_NORM_p5_1, _MM_MANT_SIGN_src);
+      f.v[k] = (Vec)_mm512_mask_sub_ps(u, small, m, _mm512_set1_ps(1.0f));
+      offset.v[k] = (Vec)_mm512_maskz_fmadd_ps(small, _mm512_getexp_ps(u), scale, scale);
     }
   }
 #else
   static LDDGAN_INLINE F with_sign(F x, U sign) { return F(I(x) | I(sign & 0x80000000u)); }
-  static LDDGAN_INLINE F select_bit(U word, uint32_t bit, F yes, F no) {
-    return select((word & bit) != 0, yes, no);
+  static LDDGAN_INLINE void turn(U quadrant, F& cosine, F& sine) {
+    I odd = (quadrant & (1u << 30)) != 0;
+    F c = cosine, s = sine;
+    cosine = select(odd, F(0.0f) - s, c);
+    sine = select(odd, c, s);
   }
-  static LDDGAN_INLINE void split(U word, F& f, F& exponent) {
-    lddgan::split<VectorMath>(word, f, exponent);
+  static LDDGAN_INLINE void split(U word, F& f, F& offset) {
+    lddgan::split<VectorMath>(word, f, offset);
   }
 #endif
 };
@@ -144,6 +142,15 @@ LDDGAN_INLINE VecL multiply(VecL a, uint32_t b) {
   return (VecL)_mm_mul_epu32((__m128i)a, _mm_set1_epi64x(b));
 #else
   return (a & 0xffffffffu) * b;
+#endif
+}
+
+// The upper half as the lower one. A shuffle, where shifts have but one port and are many already.
+LDDGAN_INLINE VecL high(VecL a) {
+#if defined(__AVX512F__)
+  return (VecL)_mm512_shuffle_epi32((__m512i)a, _MM_PERM_DDBB);
+#else
+  return a >> 32;
 #endif
 }
 
@@ -196,15 +203,14 @@ struct PhiloxStream {
   }
 };
 
-// Radius and angle words of kTogether times kWidth / 2 counters: of each counter words 0 and 2, and
-// 1 and 3, side by side.
-LDDGAN_INLINE void philox(const PhiloxStream& s, const VecL (&counter)[kTogether],
+// Radius and angle words of kTogether times kWidth / 2 counters, given as the first round's
+// products: of each counter words 0 and 2, and 1 and 3, side by side.
+LDDGAN_INLINE void philox(const PhiloxStream& s, const VecL (&product)[kTogether],
                           Together<VecU>& radius, Together<VecU>& angle) {
   VecL c0[kTogether], c1[kTogether], c2[kTogether], c3[kTogether];
   for (int k = 0; k < kTogether; ++k) {
-    VecL first = multiply(counter[k], kPhiloxMultiplier0);
-    c1[k] = multiply((first >> 32) ^ (VecL{} + s.key1[0]), kPhiloxMultiplier1);
-    c2[k] = first ^ (VecL{} + s.second2);
+    c1[k] = multiply((product[k] >> 32) ^ (VecL{} + s.key1[0]), kPhiloxMultiplier1);
+    c2[k] = product[k] ^ (VecL{} + s.second2);
   }
   for (int k = 0; k < kTogether; ++k) {
     c0[k] = (c1[k] >> 32) ^ (VecL{} + s.second0);
@@ -214,7 +220,7 @@ LDDGAN_INLINE void philox(const PhiloxStream& s, const VecL (&counter)[kTogether
     for (int k = 0; k < kTogether; ++k) {
       VecL first = multiply(c0[k], kPhiloxMultiplier0);
       VecL second = multiply(c2[k], kPhiloxMultiplier1);
-      c0[k] = exclusive_or(second >> 32, c1[k], VecL{} + s.key0[round]);
+      c0[k] = exclusive_or(high(second), c1[k], VecL{} + s.key0[round]);
       c2[k] = exclusive_or(first >> 32, c3[k], VecL{} + s.key1[round]);
       c1[k] = second;
       c3[k] = first;
@@ -236,12 +242,15 @@ constexpr uint64_t lane_counter(int lane) { return kWidth / 4 * (lane % 2) + lan
 
 // The kNormals elements from 4 * `first` on.
 LDDGAN_INLINE void normals(const PhiloxStream& s, uint32_t first, Vec (&out)[2 * kTogether]) {
-  VecL counter[kTogether];
-  for (int i = 0; i < kWidth / 2; ++i) counter[0][i] = lane_counter(i);
-  counter[0] += first;
-  for (int k = 1; k < kTogether; ++k) counter[k] = counter[0] + k * kWidth / 2;
+  VecL product[kTogether];  // with counters in a row: one product and constants
+  for (int k = 0; k < kTogether; ++k) {
+    for (int i = 0; i < kWidth / 2; ++i) {
+      product[k][i] = kPhiloxMultiplier0 * (lane_counter(i) + k * kWidth / 2);
+    }
+    product[k] += kPhiloxMultiplier0 * uint64_t(first);
+  }
   Together<VecU> radius, angle;
-  philox(s, counter, radius, angle);
+  philox(s, product, radius, angle);
   Together<Vec> cosine, sine;
   box_muller<VectorMath>(radius, angle, cosine, sine);
   for (int k = 0; k < kTogether; ++k) {

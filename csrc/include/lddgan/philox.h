@@ -38,18 +38,17 @@ LDDGAN_SHARED void philox4x32(uint32_t (&words)[4], uint32_t key0, uint32_t key1
   }
 }
 
-// u = (word + 1/2) / 2^32 = 2^exponent (1 + f), f in [-1/2, 0]. Where u > 1/2, what is known
-// exactly is 1 - u: there f is minus that and the exponent 0, so that log u keeps its digits next
-// to u = 1.
+// u = (word + 1/2) / 2^32 = 2^exponent (1 + f), f in [-1/2, 0], and offset = -2 log 2^exponent.
+// Where u > 1/2, that is where the word is negative as an integer, u - 1 is what is known exactly:
+// there it is f and the exponent 0, so that log u keeps its digits next to u = 1.
 template <typename Math>
-LDDGAN_SHARED void split(typename Math::U word, typename Math::F& f, typename Math::F& exponent) {
+LDDGAN_SHARED void split(typename Math::U word, typename Math::F& f, typename Math::F& offset) {
   using I = typename Math::I;
   I sign = I(word) >> 31;
-  typename Math::F twice = Math::to_float(I(word) ^ sign) * 0x1p-31f + 0x1p-32f;
-  I bits = Math::bits(twice);
-  f = Math::select(sign != 0, twice * -0.5f,
-                   Math::from_bits((bits & 0x7fffff) | 0x3f000000) - 1.0f);
-  exponent = Math::to_float(((bits >> 23) - 127) & ~sign);
+  typename Math::F u = Math::to_float(I(word)) * 0x1p-32f + 0x1p-33f;
+  I bits = Math::bits(u);
+  f = Math::select(sign != 0, u, Math::from_bits((bits & 0x7fffff) | 0x3f000000) - 1.0f);
+  offset = Math::to_float(((bits >> 23) - 126) & ~sign) * -1.3862943611f;
 }
 
 struct ScalarMath {
@@ -69,12 +68,16 @@ struct ScalarMath {
     return value;
   }
   LDDGAN_SHARED F select(bool mask, F yes, F no) { return mask ? yes : no; }
-  LDDGAN_SHARED F select_bit(U word, uint32_t bit, F yes, F no) { return word & bit ? yes : no; }
+  // A quarter turn of (cosine, sine) where bit 30 of `quadrant` is set.
+  LDDGAN_SHARED void turn(U quadrant, F& cosine, F& sine) {
+    F c = cosine, s = sine;
+    bool odd = quadrant & (1u << 30);
+    cosine = odd ? -s : c;
+    sine = odd ? c : s;
+  }
   // x >= 0 with the highest bit of `sign`.
   LDDGAN_SHARED F with_sign(F x, U sign) { return from_bits(bits(x) | I(sign & 0x80000000u)); }
-  LDDGAN_SHARED void split(U word, F& f, F& exponent) {
-    lddgan::split<ScalarMath>(word, f, exponent);
-  }
+  LDDGAN_SHARED void split(U word, F& f, F& offset) { lddgan::split<ScalarMath>(word, f, offset); }
   LDDGAN_SHARED F sqrt(F x) {
 #if defined(__CUDA_ARCH__)
     // One Newton step on the fast reciprocal root; x is never 0 here.
@@ -95,33 +98,33 @@ LDDGAN_SHARED void box_muller(typename Math::U radius_word, typename Math::U ang
   using I = typename Math::I;
   using U = typename Math::U;
 
-  F f, exponent;
-  Math::split(radius_word, f, exponent);
-  // Minimax polynomial of -2 log(1 + f) / f, relative error 1.5e-7.
-  F p = f * 2.36163163f + 2.14767051f;
-  p = p * f + 1.55932653f;
-  p = p * f - 0.080431506f;
-  p = p * f + 0.54360491f;
-  p = p * f - 0.663818896f;
-  p = p * f + 1.00006878f;
-  p = p * f - 1.99999976f;
-  F radius = Math::sqrt(p * f + exponent * -1.3862943611f);
-
-  // The angle is a quadrant and y in [-1/2, 1/2) of a right angle, split exactly in integers.
+  // Two chains of operations side by side. The logarithm's is a minimax polynomial of
+  // -2 log(1 + f) / f, relative error 1.5e-7; the angle is a quadrant and y in [-1/2, 1/2) of a
+  // right angle, split exactly in integers, s and c its sine and cosine.
+  F f, offset;
+  Math::split(radius_word, f, offset);
   F y = Math::to_float(I(angle_word << 2)) * 0x1p-32f;
+  F p = f * 2.36163163f + 2.14767051f;
   F y2 = y * y;
+  p = p * f + 1.55932653f;
   F s = y2 * -0.00459597912f + 0.0796831846f;
-  s = s * y2 - 0.645964622f;
-  s = (s * y2 + 1.57079637f) * y;
+  p = p * f - 0.080431506f;
   F c = y2 * -0.020427959f + 0.253607005f;
+  p = p * f + 0.54360491f;
+  s = s * y2 - 0.645964622f;
+  p = p * f - 0.663818896f;
   c = c * y2 - 1.23369801f;
+  p = p * f + 1.00006878f;
+  s = (s * y2 + 1.57079637f) * y;
+  p = p * f - 1.99999976f;
   c = c * y2 + 1.0f;
-  // Quadrants 1 and 3 swap sine and cosine; 2 and 3 negate the sine, 1 and 2 the cosine.
+  F radius = Math::sqrt(p * f + offset);
+
   U quadrant = angle_word + (1u << 29);
-  F sine_radius = Math::with_sign(radius, quadrant);
-  F cosine_radius = Math::with_sign(radius, angle_word + (3u << 29));
-  first = cosine_radius * Math::select_bit(quadrant, 1u << 30, s, c);
-  second = sine_radius * Math::select_bit(quadrant, 1u << 30, c, s);
+  Math::turn(quadrant, c, s);
+  radius = Math::with_sign(radius, quadrant);  // half a turn
+  first = radius * c;
+  second = radius * s;
 }
 
 }  // namespace lddgan
