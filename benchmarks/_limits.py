@@ -53,10 +53,11 @@ def least_seconds(
     return seconds
 
 
-def breakdown(call: Callable[[], object], runs: int) -> dict:
+def breakdown(call: Callable[[], object], runs: int, steps: int) -> dict:
     """Where the time of a call goes: seconds, share outside products, microseconds an operator.
 
-    On a GPU an operator's time is that of the kernels that it launches.
+    `call` makes `steps` calls of the network, and the figures are of one. On a GPU an operator's
+    time is that of the kernels that it launches.
     """
     gpu = device().type == "cuda"
     clock = (torch.empty(0, device=device()),)
@@ -73,7 +74,8 @@ def breakdown(call: Callable[[], object], runs: int) -> dict:
     times = {
         row.key: row.self_device_time_total if gpu else row.self_cpu_time_total for row in rows
     }
-    spent = {name: us / runs for name, us in times.items()}
+    seconds /= steps
+    spent = {name: us / runs / steps for name, us in times.items()}
     products = sum(us for name, us in spent.items() if any(part in name for part in PRODUCTS))
     largest = sorted(spent.items(), key=lambda item: -item[1])[:12]
     return {

@@ -208,8 +208,9 @@ def _facts(subject: Subject, batch: int, seconds: float, published: Callable) ->
     """Images a second, the roofline, where the time goes, and memory."""
     x = torch.randn(batch, *subject.shape, device=device()).to(subject.dtype)
     x = x.contiguous(memory_format=LAST)
-    t = torch.zeros(batch, dtype=torch.int64, device=device())
-    z = torch.randn(batch, subject.z_dim, device=device()).to(subject.dtype)
+    steps = subject.schedule.num_steps
+    t = torch.arange(steps, device=device())[:, None].repeat(1, batch)
+    z = torch.randn(steps, batch, subject.z_dim, device=device()).to(subject.dtype)
     seeds = torch.arange(batch, device=device())
     facts: dict = {"images_per_second": batch / seconds} | subject.errors()
     facts |= _limits.roofline(
@@ -219,18 +220,22 @@ def _facts(subject: Subject, batch: int, seconds: float, published: Callable) ->
         subject.dtype,
         copy_bandwidth(),
     )
+
+    def calls() -> None:  # as `sample` makes them
+        for predict in subject.last.predictors(t, z):
+            predict(x)
+
     with torch.no_grad():
-        facts |= _limits.breakdown(lambda: subject.last(x, t, z), 20 if batch == 1 else 6)
+        facts |= _limits.breakdown(calls, 20 if batch == 1 else 6, steps)
     facts["times_roofline"] = facts["call_seconds"] / facts["roofline_seconds"]
-    calls = subject.schedule.num_steps * facts["roofline_seconds"]
-    facts["sampling_times_roofline"] = seconds / calls
+    facts["sampling_times_roofline"] = seconds / (steps * facts["roofline_seconds"])
     # Without the graph, which has allocated its memory before.
     network = subject.last, subject.schedule, subject.shape
     facts["peak_bytes"] = _limits.allocated(lambda: sample(*network, seeds, **subject.options))[0]
     facts["peak_bytes_published"] = _limits.allocated(lambda: published(seeds))[0]
     fresh = copy.deepcopy(subject.last)  # without what was packed
     with torch.no_grad():
-        facts["packed_bytes"] = _limits.allocated(lambda: fresh(x, t, z))[1] - x.nbytes
+        facts["packed_bytes"] = _limits.allocated(lambda: fresh(x, t[0], z[0]))[1] - x.nbytes
     return facts
 
 

@@ -5,6 +5,7 @@ a function of the sample's seed, so a seed gives the same image at any batch siz
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, overload
 
 import torch
@@ -61,8 +62,9 @@ def sample(
 
     Args:
         generator: predicts x_0, called as generator(x, t, z) with x (N, *shape), t (N,) int64 and
-            z (N, z_dim) on the seeds' device; put modules into `eval()` first. Under autocast its
-            result may have another dtype; it is converted.
+            z (N, z_dim) on the seeds' device; put modules into `eval()` first. Those of `models`
+            are asked for the `predictors` of all steps instead, where that is the same. Under
+            autocast its result may have another dtype; it is converted.
         schedule: T steps, tables on the seeds' device.
         shape: (C, H, W) of one sample (a latent, for LDDGAN).
         seeds: (N,) int64, any values.
@@ -77,12 +79,36 @@ def sample(
     """
     count = len(seeds)
     x = seeded_normal((count, *shape), seeds, STREAM_X_T, dtype=dtype, memory_format=memory_format)
+    steps = range(schedule.num_steps)
+    t = torch.arange(len(steps), device=seeds.device)[:, None].repeat(1, count)
+    z = [seeded_normal((count, z_dim), seeds, STREAM_Z, step=i, dtype=dtype) for i in steps]
+    predictors = _predictors(generator, t, torch.stack(z))
     path: Path = []
-    for i in reversed(range(schedule.num_steps)):
-        t = torch.full((count,), i, dtype=torch.int64, device=seeds.device)
-        z = seeded_normal((count, z_dim), seeds, STREAM_Z, step=i, dtype=dtype)
-        x0 = generator(x, t, z).to(dtype=dtype, memory_format=memory_format)
+    for i in reversed(steps):
+        x0 = predictors[i](x).to(dtype=dtype, memory_format=memory_format)
         if return_path:
             path.append((x, x0))
-        x = posterior_sample(x0, x, t, schedule, seeds, step=i)
+        x = posterior_sample(x0, x, t[i], schedule, seeds, step=i)
     return (x, path) if return_path else x
+
+
+def _predictors(
+    generator: Callable[[Tensor, Tensor, Tensor], Tensor], t: Tensor, z: Tensor
+) -> list[Callable[[Tensor], Tensor]]:
+    """generator(x, t[i], z[i]) of each step as a function of x.
+
+    The generators of `models` prepare all steps at once. A wrapper that lends their method has a
+    call of its own.
+    """
+    prepare = getattr(generator, "predictors", None)
+    if prepare is not None and getattr(prepare, "__self__", None) is generator:
+        prepared: list[Callable[[Tensor], Tensor]] | None = prepare(t, z)
+        if prepared is not None:
+            return prepared
+    return [partial(_call, generator, t[i], z[i]) for i in range(len(t))]
+
+
+def _call(
+    generator: Callable[[Tensor, Tensor, Tensor], Tensor], t: Tensor, z: Tensor, x: Tensor
+) -> Tensor:
+    return generator(x, t, z)

@@ -1,5 +1,7 @@
-"""What all generators share: their call and its checks."""
+"""What all generators share: their call and its checks, and the calls of several steps."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -34,16 +36,61 @@ class GeneratorBase(nn.Module):
         Raises:
             ValueError: a shape does not fit the configuration.
         """
-        config, n = self.config, x.shape[0]
-        expected = (n, config.channels, config.resolution, config.resolution)
-        for name, value, shape in (("x", x, expected), ("t", t, (n,)), ("z", z, (n, config.z_dim))):
-            if tuple(value.shape) != shape:
+        self._check(x.shape[0], x=x, t=t, z=z)
+        return self._predict(x, *self._conditions(t, z))
+
+    def predictors(self, t: Tensor, z: Tensor) -> list[Callable[[Tensor], Tensor]] | None:
+        """`forward` of x alone for each of S steps: what t and z set is computed once, for all.
+
+        The network reads its widest weight for that, so one step takes nearly as long as all.
+
+        Args:
+            t: (S, N) steps, int64.
+            z: (S, N, z_dim).
+
+        Returns:
+            S functions; None where a call does more than `forward` here: hooks, a subclass's own
+            forward, a compiled one.
+
+        Raises:
+            ValueError: a shape does not fit the configuration.
+        """
+        if (
+            type(self).forward is not GeneratorBase.forward
+            or "forward" in vars(self)
+            or self._compiled_call_impl is not None
+            or any(part._forward_hooks or part._forward_pre_hooks for part in self.modules())
+        ):
+            return None
+        flat_t, flat_z = t.flatten(), z.flatten(0, 1)
+        self._check(flat_t.shape[0], t=flat_t, z=flat_z)
+        rows = self._conditions(flat_t, flat_z)
+        steps = zip(*(row.unflatten(0, t.shape).unbind() for row in rows), strict=True)
+        return [partial(self._predict_checked, step) for step in steps]
+
+    def _predict_checked(self, conditions: tuple[Tensor, ...], x: Tensor) -> Tensor:
+        self._check(conditions[0].shape[0], x=x)
+        return self._predict(x, *conditions)
+
+    def _check(self, n: int, **given: Tensor) -> None:
+        """Raises ValueError where a tensor does not fit a batch of n."""
+        config = self.config
+        shapes = {
+            "x": (n, config.channels, config.resolution, config.resolution),
+            "t": (n,),
+            "z": (n, config.z_dim),
+        }
+        for name, value in given.items():
+            if tuple(value.shape) != shapes[name]:
                 raise ValueError(
-                    f"{type(self).__name__}: {name} must be of shape {shape}, "
+                    f"{type(self).__name__}: {name} must be of shape {shapes[name]}, "
                     f"got {tuple(value.shape)}"
                 )
-        return self._predict(x, t, z)
 
-    def _predict(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
-        """`forward` of arguments that fit."""
+    def _conditions(self, t: Tensor, z: Tensor) -> tuple[Tensor, ...]:
+        """What t (N,) and z (N, z_dim) set in the network, N rows each."""
+        raise NotImplementedError
+
+    def _predict(self, x: Tensor, *conditions: Tensor) -> Tensor:
+        """x_0 from x and its conditions, which fit."""
         raise NotImplementedError

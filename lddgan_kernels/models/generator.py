@@ -202,11 +202,18 @@ class Generator(GeneratorBase):
         self.time_bank = TimeBank(4 * base, [out for _, out in self._block_widths])
         self.time_table = Derived(partial(_time_table, base))
 
-    def _predict(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
-        return self.replay(self, self._forward, x, z, self._time_biases(t))
+    def _conditions(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self.replay(self, self._styles, z), self._time_biases(t)
 
-    def _forward(self, x: Tensor, z: Tensor, biases: Tensor) -> Tensor:
-        control = self.control(z, biases)
+    def _styles(self, z: Tensor) -> Tensor:
+        styles: Tensor = self.style_bank(self.mapping(z))
+        return styles
+
+    def _predict(self, x: Tensor, *conditions: Tensor) -> Tensor:
+        return self.replay(self, self._network, x, *conditions)
+
+    def _network(self, x: Tensor, styles: Tensor, biases: Tensor) -> Tensor:
+        control = self._control(styles, biases)
         x = self._fold(x)
         if not self.config.centered:
             x = 2 * x - 1
@@ -237,12 +244,12 @@ class Generator(GeneratorBase):
         h = self._unfold(self.conv_out(self.norm_out(h)))
         return torch.tanh(h) if self.config.tanh_out else h
 
-    def control(self, z: Tensor, biases: Tensor) -> list[BlockControl]:
-        """What z (N, z_dim) and the time biases set in each block, in the order of execution."""
-        styles = self.style_bank(self.mapping(z))
+    def _control(self, styles: Tensor, biases: Tensor) -> list[BlockControl]:
+        """Each block's share of the conditions, in the order of execution."""
+        rows = styles.split(self.style_bank.sizes, dim=1)
         split = biases.split(self.time_bank.sizes, dim=1)
         return [
-            BlockControl._make((*styles[4 * i : 4 * i + 4], bias)) for i, bias in enumerate(split)
+            BlockControl._make((*rows[4 * i : 4 * i + 4], bias)) for i, bias in enumerate(split)
         ]
 
     def _time_biases(self, t: Tensor) -> Tensor:

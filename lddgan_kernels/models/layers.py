@@ -170,9 +170,9 @@ class StyleBank(nn.Module):
             for rows in self.weight.split([2 * size for size in sizes]):
                 uniform_(rows)
 
-    def forward(self, style: Tensor) -> tuple[Tensor, ...]:
-        """scale, shift, scale, shift, ... of all norms, (N, C) views of a single matrix."""
-        return F.linear(style, self.weight, self.bias).split(self.sizes, dim=1)
+    def forward(self, style: Tensor) -> Tensor:
+        """scale, shift, scale, shift, ... of all norms side by side, (N, sum of `sizes`)."""
+        return F.linear(style, self.weight, self.bias)
 
 
 class Mapping(nn.Module):

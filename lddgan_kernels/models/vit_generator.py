@@ -142,15 +142,21 @@ class ViTGenerator(GeneratorBase):
         self.mapping = Mapping(config.z_dim, config.mapping_width, config.mapping_layers)
         self.style_bank = StyleBank(config.mapping_width, [width] * (2 * config.depth + 1))
 
-    def _predict(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
-        return self.replay(self, self._forward, x, t, z)
+    def _conditions(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self.replay(self, self._styles, z), timestep_embedding(t, self.config.width)
 
-    def _forward(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
+    def _styles(self, z: Tensor) -> Tensor:
+        styles: Tensor = self.style_bank(self.mapping(z))
+        return styles
+
+    def _predict(self, x: Tensor, *conditions: Tensor) -> Tensor:
+        return self.replay(self, self._network, x, *conditions)
+
+    def _network(self, x: Tensor, style_rows: Tensor, step: Tensor) -> Tensor:
         config = self.config
-        styles = self.style_bank(self.mapping(z))
+        styles = style_rows.split(self.style_bank.sizes, dim=1)
         h = self.embed(self._patches(x))
-        step = timestep_embedding(t, config.width).to(h.dtype)[:, None]
-        h = torch.cat([step, h], dim=1) + self.positions.to(h.dtype)
+        h = torch.cat([step.to(h.dtype)[:, None], h], dim=1) + self.positions.to(h.dtype)
         skips: list[Tensor] = []
         half = config.depth // 2
         for i, block in enumerate(cast(Sequence[ViTBlock], self.blocks)):
