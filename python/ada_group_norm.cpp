@@ -69,8 +69,8 @@ void attach_statistics(AdaGroupNormArgs& a, float* statistics) {
 
 at::Tensor empty_output(const AdaGroupNormArgs& a, const at::Tensor& x) {
   auto layout = a.channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
-  return at::empty({a.samples, a.channels1 + a.channels2, x.size(2), x.size(3)},
-                   x.options().memory_format(layout));
+  return allocate({a.samples, a.channels1 + a.channels2, x.size(2), x.size(3)}, x.options(),
+                  layout);
 }
 
 template <typename Launch>
@@ -80,7 +80,7 @@ std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& x, const Optional& 
                                            bool silu, const Launch& run) {
   AdaGroupNormArgs a = prepare(x, x2, bias, scale, shift, num_groups, silu);
   at::Tensor out = empty_output(a, x);
-  at::Tensor statistics = at::empty({2, a.samples, a.groups}, x.options().dtype(at::kFloat));
+  at::Tensor statistics = allocate({2, a.samples, a.groups}, x.options().dtype(at::kFloat));
   if (out.numel() == 0) return {out, statistics};
   a.out = out.mutable_data_ptr();
   a.eps = float(eps);
@@ -92,7 +92,7 @@ std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& x, const Optional& 
 // Per-sample gradients of rows: in their dtype, or float32 to be summed over samples.
 at::Tensor empty_rows(const at::Tensor& rows, int64_t samples) {
   auto options = rows.dim() == 1 ? rows.options().dtype(at::kFloat) : rows.options();
-  return at::empty({samples, rows.size(-1)}, options);
+  return allocate({samples, rows.size(-1)}, options);
 }
 
 at::Tensor total(const at::Tensor& per_sample, const at::Tensor& rows) {
@@ -112,8 +112,8 @@ Gradients backward(const at::Tensor& grad_out, const at::Tensor& x, const Option
                   grad_out.numel() == a.samples * (a.channels1 + a.channels2) * a.pixels &&
                   statistics.numel() == 2 * a.samples * a.groups,
               "ada_group_norm: grad_out must match the output's layout, got ", grad_out.sizes());
-  auto none = [&] { return at::empty({0}, x.options()); };
-  at::Tensor grad_x = at::empty_like(x), grad_x2 = x2 ? at::empty_like(*x2) : none();
+  auto none = [&] { return allocate({0}, x.options()); };
+  at::Tensor grad_x = allocate_like(x), grad_x2 = x2 ? allocate_like(*x2) : none();
   at::Tensor grad_scale = empty_rows(scale, a.samples), grad_shift = empty_rows(shift, a.samples);
   at::Tensor grad_bias = bias ? empty_rows(*bias, a.samples) : none();
   if (grad_out.numel() == 0) {
@@ -204,18 +204,19 @@ struct Forward : torch::autograd::Function<Forward> {
     auto [out, statistics] = call_forward(x, x2, bias, scale, shift, num_groups, eps, silu, plan);
     context->save_for_backward(
         {x, x2.value_or(at::Tensor()), bias.value_or(at::Tensor()), scale, shift, statistics});
-    context->saved_data["num_groups"] = num_groups;
-    context->saved_data["silu"] = silu;
-    context->saved_data["plan"] = plan.vec();
+    std::vector<int64_t> options = {num_groups, silu};
+    options.insert(options.end(), plan.begin(), plan.end());
+    context->saved_data["options"] = std::move(options);
     return out;
   }
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
     auto saved = context->get_saved_variables();
     const at::Tensor &x = saved[0], &x2 = saved[1], &bias = saved[2];
     auto layout = x.is_contiguous() ? at::MemoryFormat::Contiguous : at::MemoryFormat::ChannelsLast;
-    int64_t num_groups = context->saved_data["num_groups"].toInt();
-    bool silu = context->saved_data["silu"].toBool();
-    std::vector<int64_t> plan = context->saved_data["plan"].toIntVector();
+    const std::vector<int64_t> options = context->saved_data["options"].toIntVector();
+    const int64_t num_groups = options[0];
+    const bool silu = options[1] != 0;
+    const at::IntArrayRef plan = at::IntArrayRef(options).slice(2);
     at::Tensor grad_out = grads[0].contiguous(layout);
     variable_list g;
     if (at::GradMode::is_enabled()) {
@@ -279,9 +280,8 @@ AdaGroupNormPlan plan_of(at::IntArrayRef plan, size_t first, const AdaGroupNormA
   TORCH_CHECK(p.groups > 0 && a.groups % p.groups == 0 && p.parts > 0,
               "ada_group_norm: plan does not fit ", a.groups, " groups: ", plan);
   if (!p.onchip) {
-    workspace =
-        at::empty({a.samples * a.groups * p.parts * floats_per_group},
-                  x.options().dtype(at::kFloat).memory_format(at::MemoryFormat::Contiguous));
+    workspace = allocate({a.samples * a.groups * p.parts * floats_per_group},
+                         x.options().dtype(at::kFloat));
     p.workspace = workspace.mutable_data_ptr<float>();
   }
   return p;

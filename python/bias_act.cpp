@@ -15,9 +15,13 @@ int64_t plane_of(const at::Tensor& x) { return x.dim() == 4 ? x.size(2) * x.size
 // Whether channels are the innermost dimension in memory; x is dense.
 bool innermost(const at::Tensor& x) { return x.dim() == 2 || !x.is_contiguous(); }
 
+at::Tensor widened(const at::Tensor& bias) {
+  return (bias.scalar_type() == at::kFloat ? bias : bias.to(at::kFloat)).contiguous();
+}
+
 at::Tensor bias_act_cpu(const at::Tensor& x, const at::Tensor& bias, bool silu) {
   check(x, bias);
-  at::Tensor wide = bias.to(at::kFloat).contiguous(), out = at::empty_like(x);
+  at::Tensor wide = widened(bias), out = allocate_like(x);
   cpu::bias_act({x.const_data_ptr(), wide.const_data_ptr<float>(), out.mutable_data_ptr(),
                  x.size(0), x.size(1), plane_of(x), innermost(x), silu, dtype_of(x)});
   return out;
@@ -29,10 +33,10 @@ std::tuple<at::Tensor, at::Tensor> bias_act_backward_cpu(const at::Tensor& grad,
   check(x, bias);
   TORCH_CHECK(grad.sizes() == x.sizes() && same_layout(grad, x),
               "bias_act_backward: grad must match x's shape and layout");
-  at::Tensor wide = bias.to(at::kFloat).contiguous(), grad_x = at::empty_like(x);
-  at::Tensor grad_bias = at::empty({x.size(1)}, wide.options());
+  at::Tensor wide = widened(bias), grad_x = allocate_like(x);
+  at::Tensor grad_bias = allocate({x.size(1)}, wide.options());
   int64_t chunks = bias_act_chunks(x.size(0), plane_of(x), innermost(x));
-  at::Tensor partial = at::empty({chunks * x.size(1)}, wide.options());
+  at::Tensor partial = allocate({chunks * x.size(1)}, wide.options());
   cpu::bias_act_backward({grad.const_data_ptr(), x.const_data_ptr(), wide.const_data_ptr<float>(),
                           grad_x.mutable_data_ptr(), grad_bias.mutable_data_ptr<float>(),
                           partial.mutable_data_ptr<float>(), x.size(0), x.size(1), plane_of(x),

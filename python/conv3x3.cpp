@@ -20,8 +20,8 @@ at::Tensor conv3x3_cpu(const at::Tensor& x, const at::Tensor& packed,
   args.c_out = packed.size(0) * kConvPanel;
   TORCH_CHECK(x.size(1) == args.c_in && x.is_contiguous(at::MemoryFormat::ChannelsLast),
               "conv3x3: x must be channels_last with ", args.c_in, " channels");
-  at::Tensor out = at::empty({args.n, args.c_out, args.h, args.w},
-                             x.options().memory_format(at::MemoryFormat::ChannelsLast));
+  at::Tensor out =
+      allocate({args.n, args.c_out, args.h, args.w}, x.options(), at::MemoryFormat::ChannelsLast);
   args.x = x.const_data_ptr<float>();
   args.weight = packed.const_data_ptr<float>();
   if (bias) {
@@ -59,7 +59,7 @@ at::Tensor pack_conv3x3_cpu(const at::Tensor& weight, bool transposed) {
     args.stride_j = -args.stride_j;
   }
   at::Tensor packed =
-      at::empty({args.c_out / kConvPanel, 16, args.c_in, kConvPanel}, weight.options());
+      allocate({args.c_out / kConvPanel, 16, args.c_in, kConvPanel}, weight.options());
   args.packed = packed.mutable_data_ptr<float>();
   cpu::pack_conv3x3(args);
   return packed;

@@ -18,8 +18,8 @@ DiffusePairArgs prepare(const at::Tensor& x0, const at::Tensor& t, const at::Ten
   TORCH_CHECK(
       noise_t.has_value() == noise_next.has_value() && seeds.has_value() != noise_t.has_value(),
       "diffuse_pair: give seeds or both noises");
-  x_t = at::empty_like(x0);
-  x_next = at::empty_like(x0);
+  x_t = allocate_like(x0);
+  x_next = allocate_like(x0);
   return {x0.const_data_ptr(),
           t.const_data_ptr<int64_t>(),
           a_s.const_data_ptr<float>(),

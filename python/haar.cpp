@@ -20,8 +20,8 @@ HaarArgs prepare(const at::Tensor& in, double scale, bool inverse, at::Tensor& o
     h /= 2;
     w /= 2;
   }
-  out = inverse ? at::empty({n, c, 2 * h, 2 * w}, in.options(), format)
-                : at::empty({n, 4 * c, h, w}, in.options(), format);
+  out = inverse ? allocate({n, c, 2 * h, 2 * w}, in.options(), format)
+                : allocate({n, 4 * c, h, w}, in.options(), format);
   return {in.const_data_ptr(), out.mutable_data_ptr(), n,           c, h, w,
           float(scale),        channels_last,          dtype_of(in)};
 }

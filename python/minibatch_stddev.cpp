@@ -29,10 +29,10 @@ MinibatchStddevArgs prepare(const at::Tensor& x, int64_t members) {
 at::Tensor minibatch_stddev_cpu(const at::Tensor& x, int64_t members) {
   MinibatchStddevArgs args = prepare(x, members);
   at::Tensor out =
-      at::empty({x.size(0), x.size(1) + 1, x.size(2), x.size(3)}, x.options(), layout_of(x));
+      allocate({x.size(0), x.size(1) + 1, x.size(2), x.size(3)}, x.options(), layout_of(x));
   if (x.numel() == 0) return out;
   int64_t rows = minibatch_stddev_rows(args.channels, args.plane, args.channels_last);
-  at::Tensor partial = at::empty({args.sets * rows}, x.options().dtype(at::kDouble));
+  at::Tensor partial = allocate({args.sets * rows}, x.options().dtype(at::kDouble));
   args.out = out.mutable_data_ptr();
   args.partial = partial.mutable_data_ptr<double>();
   cpu::minibatch_stddev(args);
@@ -46,9 +46,9 @@ at::Tensor minibatch_stddev_backward_cpu(const at::Tensor& grad, const at::Tenso
                   grad.size(2) == x.size(2) && grad.size(3) == x.size(3) &&
                   grad.is_contiguous(layout_of(x)),
               "minibatch_stddev_backward: grad must be x with one channel more, in its layout");
-  at::Tensor out = at::empty_like(x);
+  at::Tensor out = allocate_like(x);
   if (x.numel() == 0) return out;
-  at::Tensor partial = at::empty({args.sets}, x.options().dtype(at::kDouble));
+  at::Tensor partial = allocate({args.sets}, x.options().dtype(at::kDouble));
   args.grad = grad.const_data_ptr();
   args.out = out.mutable_data_ptr();
   args.partial = partial.mutable_data_ptr<double>();

@@ -12,10 +12,10 @@ std::tuple<at::Tensor, at::Tensor> nearest_code_cpu(const at::Tensor& z,
       z.dim() == 4 && codebook.dim() == 2 && codebook.size(1) == z.size(1) && codebook.size(0) > 0,
       "nearest_code: codebook must be of shape (K, ", z.size(1), ")");
   at::Tensor codes = codebook.to(at::kFloat).contiguous();
-  at::Tensor quantised = at::empty_like(z);
-  at::Tensor indices = at::empty({z.size(0), z.size(2), z.size(3)}, z.options().dtype(at::kLong));
+  at::Tensor quantised = allocate_like(z);
+  at::Tensor indices = allocate({z.size(0), z.size(2), z.size(3)}, z.options().dtype(at::kLong));
   int64_t pixels = indices.numel(), depth = z.size(1), count = codes.size(0);
-  at::Tensor workspace = at::empty({nearest_code_workspace(pixels, depth, count)}, codes.options());
+  at::Tensor workspace = allocate({nearest_code_workspace(pixels, depth, count)}, codes.options());
   cpu::nearest_code({z.const_data_ptr(), codes.const_data_ptr<float>(),
                      quantised.mutable_data_ptr(), indices.mutable_data_ptr<int64_t>(),
                      workspace.mutable_data_ptr<float>(), pixels, z.size(2) * z.size(3), depth,

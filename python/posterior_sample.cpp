@@ -21,7 +21,7 @@ PosteriorSampleArgs prepare(const at::Tensor& x0, const at::Tensor& x_next, cons
   TORCH_CHECK(x0.sizes() == x_next.sizes() && same_layout(x0, x_next),
               "posterior_sample: x_next must match x0's shape and layout");
   TORCH_CHECK(seeds.has_value() != noise.has_value(), "posterior_sample: give seeds or noise");
-  out = at::empty_like(x0);
+  out = allocate_like(x0);
   return {x0.const_data_ptr(),
           x_next.const_data_ptr(),
           t.const_data_ptr<int64_t>(),
@@ -41,8 +41,8 @@ PosteriorSampleArgs prepare(const at::Tensor& x0, const at::Tensor& x_next, cons
 PosteriorSampleBackwardArgs prepare_backward(const at::Tensor& grad, const at::Tensor& t,
                                              const at::Tensor& coef1, const at::Tensor& coef2,
                                              at::Tensor& grad_x0, at::Tensor& grad_x_next) {
-  grad_x0 = at::empty_like(grad);
-  grad_x_next = at::empty_like(grad);
+  grad_x0 = allocate_like(grad);
+  grad_x_next = allocate_like(grad);
   Batch batch = batch_of(grad);
   return {grad.const_data_ptr(),
           t.const_data_ptr<int64_t>(),

@@ -16,7 +16,7 @@ ResidualScaleArgs prepare(const at::Tensor& x, const at::Tensor& h, const Option
               "residual_scale: h2 must match x's shape and layout");
   TORCH_CHECK(!bias || (x.dim() == 4 && bias->dim() == 1 && bias->size(0) == x.size(1)),
               "residual_scale: bias must hold one value a channel of x");
-  out = at::empty_like(x);
+  out = allocate_like(x);
   const bool planes = bias && x.is_contiguous();
   return {x.const_data_ptr(),
           h.const_data_ptr(),

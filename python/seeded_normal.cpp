@@ -9,7 +9,7 @@ namespace {
 SeededNormalArgs prepare(at::IntArrayRef shape, const at::Tensor& seeds, int64_t stream,
                          int64_t step, at::ScalarType dtype, bool channels_last, at::Tensor& out) {
   auto format = channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
-  out = at::empty(shape, seeds.options().dtype(dtype), format);
+  out = allocate(shape, seeds.options().dtype(dtype), format);
   int64_t size = 1;
   for (int64_t length : shape.slice(1)) size *= length;
   Batch batch = {seeds.numel(), 1, size, false};

@@ -1,11 +1,11 @@
 // What the bindings share. Each op's binding checks, allocates and calls its launcher.
 #pragma once
 
+#include <ATen/EmptyTensor.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
 #ifdef LDDGAN_EMULATE_CUDA
@@ -48,6 +48,19 @@ inline bool same_layout(const at::Tensor& x, const at::Tensor& y) {
 
 // x itself where it is contiguous or channels_last; a contiguous copy of any other view.
 inline at::Tensor dense(const at::Tensor& x) { return same_layout(x, x) ? x : x.contiguous(); }
+
+// at::empty, on the CPU without its way through the dispatcher, which costs as much as a small map.
+inline at::Tensor allocate(at::IntArrayRef size, const at::TensorOptions& options,
+                           at::MemoryFormat format = at::MemoryFormat::Contiguous) {
+  if (!options.device().is_cpu()) return at::empty(size, options, format);
+  return at::detail::empty_cpu(size, at::typeMetaToScalarType(options.dtype()), false, format);
+}
+
+// The same for a tensor like x, which is dense.
+inline at::Tensor allocate_like(const at::Tensor& x) {
+  auto format = x.is_contiguous() ? at::MemoryFormat::Contiguous : at::MemoryFormat::ChannelsLast;
+  return allocate(x.sizes(), x.options(), format);
+}
 
 // Whether autograd must see an op of these inputs.
 template <typename... Tensors>

@@ -25,7 +25,7 @@ Upfirdn2dArgs prepare(const at::Tensor& x, const at::Tensor& taps, int64_t up, i
   bool channels_last = !x.is_contiguous();
   auto format = channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
   TORCH_CHECK(x.is_contiguous(format), "upfirdn2d: x must be contiguous or channels_last");
-  out = at::empty({n, c, room_h / down + 1, room_w / down + 1}, x.options(), format);
+  out = allocate({n, c, room_h / down + 1, room_w / down + 1}, x.options(), format);
   return {x.const_data_ptr(),
           taps.const_data_ptr<float>(),
           out.mutable_data_ptr(),

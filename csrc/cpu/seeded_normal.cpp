@@ -58,13 +58,12 @@ int64_t noise_chunk(const Batch& batch) {
 }
 
 NoiseSource::NoiseSource(const Batch& batch, int streams) : batch_(batch) {
+  if (!batch.channels_last) return;
   slot_ = noise_chunk(batch) + kNormals;
   noise_ = allocate(slot_ * streams);
-  if (batch.channels_last) {
-    // A run may start up to three elements early, and is a whole number of kNormals.
-    run_ = chunk_pixels(batch) + kNormals;
-    runs_ = allocate(run_ * batch.channels + kNormals);
-  }
+  // A run may start up to three elements early, and is a whole number of kNormals.
+  run_ = chunk_pixels(batch) + kNormals;
+  runs_ = allocate(run_ * batch.channels + kNormals);
 }
 
 NoiseSource::~NoiseSource() {
@@ -82,7 +81,7 @@ void NoiseSource::fill_run(const PhiloxStream& s, uint32_t first, int64_t count,
 
 void NoiseSource::fill(int k, const PhiloxStream& s, int64_t begin, int64_t end) {
   int64_t channels = batch_.channels, pixel = begin / channels, count = (end - begin) / channels;
-  float* noise = slot(k);
+  float* noise = noise_ + k * slot_;
   auto run = [&](int64_t channel) {
     return runs_ + channel * run_ + (channel * batch_.pixels + pixel) % 4;
   };

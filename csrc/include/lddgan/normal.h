@@ -279,42 +279,46 @@ class NoiseSource {
   LDDGAN_INLINE void each(const PhiloxStream (&streams)[kStreams], int64_t begin, int64_t end,
                           const F& f) {
     int64_t count = end - begin, i = 0;
+    auto stored = [&](const float* noise, int64_t stride) {
+      for_vectors(count - i, [&](int64_t j, auto rest) {
+        Vec each[kStreams];
+        for (int k = 0; k < kStreams; ++k) each[k] = load(noise + k * stride + j);
+        f(i + j, each, rest);
+      });
+    };
     if (batch_.channels_last) {
       for (int k = 0; k < kStreams; ++k) fill(k, streams[k], begin, end);
-    } else {
-      for (; i + kNormals <= count; i += kNormals) {
-        Vec made[kStreams][2 * kTogether];
-        for (int k = 0; k < kStreams; ++k) normals(streams[k], uint32_t((begin + i) / 4), made[k]);
-        for (int j = 0; j < 2 * kTogether; ++j) {
-          Vec noise[kStreams];
-          for (int k = 0; k < kStreams; ++k) noise[k] = made[k][j];
-          f(i + j * kWidth, noise, Full{});
-        }
-      }
-      if (i == count) return;
-      for (int k = 0; k < kStreams; ++k) {
-        fill_run(streams[k], uint32_t((begin + i) / 4), count - i, slot(k) + i);
+      return stored(noise_, slot_);
+    }
+    for (; i + kNormals <= count; i += kNormals) {
+      Vec made[kStreams][2 * kTogether];
+      for (int k = 0; k < kStreams; ++k) normals(streams[k], uint32_t((begin + i) / 4), made[k]);
+      for (int j = 0; j < 2 * kTogether; ++j) {
+        Vec noise[kStreams];
+        for (int k = 0; k < kStreams; ++k) noise[k] = made[k][j];
+        f(i + j * kWidth, noise, Full{});
       }
     }
-    for_vectors(count - i, [&](int64_t j, auto rest) {
-      Vec noise[kStreams];
-      for (int k = 0; k < kStreams; ++k) noise[k] = load(slot(k) + i + j);
-      f(i + j, noise, rest);
-    });
+    if (i == count) return;
+    float tail[kStreams][kNormals];
+    for (int k = 0; k < kStreams; ++k) {
+      fill_run(streams[k], uint32_t((begin + i) / 4), count - i, tail[k]);
+    }
+    stored(tail[0], kNormals);
   }
 
  private:
-  float* slot(int k) { return noise_ + k * slot_; }
-  // Stream `k`'s noise of [begin, end) into its slot, where channels_last.
+  // Stream `k`'s noise of [begin, end) into its slot.
   void fill(int k, const PhiloxStream& s, int64_t begin, int64_t end);
   // The elements from 4 * `first` on, at least `count` and at most kNormals - 1 more.
   static void fill_run(const PhiloxStream& s, uint32_t first, int64_t count, float* out);
 
   const Batch& batch_;
+  // Where channels_last; otherwise noise is made in memory order anyway.
   int64_t slot_ = 0;        // room for one stream's noise
-  int64_t run_ = 0;         // channels_last: room for one channel's elements of a chunk
+  int64_t run_ = 0;         // room for one channel's elements of a chunk
   float* noise_ = nullptr;  // stream by stream, in memory order
-  float* runs_ = nullptr;   // channels_last: channel by channel
+  float* runs_ = nullptr;   // channel by channel
 };
 
 // Calls body(source, sample, begin, end) for the chunks of all samples, over threads, with a source
