@@ -4,7 +4,7 @@
 #include <ATen/ops/sum.h>
 #include <torch/csrc/autograd/custom_function.h>
 
-#include "torch_common.h"
+#include "node.h"
 
 namespace lddgan {
 namespace {
@@ -155,7 +155,6 @@ Gradients backward_cpu(const at::Tensor& grad_out, const at::Tensor& x, const Op
 // The gradient is attached here and not in Python: a Python autograd.Function costs more than the
 // kernel on the small maps of the generator.
 using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
 
 std::tuple<at::Tensor, at::Tensor> call_forward(const at::Tensor& x, const Optional& x2,
                                                 const Optional& bias, const at::Tensor& scale,
@@ -196,42 +195,39 @@ struct Backward : torch::autograd::Function<Backward> {
   }
 };
 
-struct Forward : torch::autograd::Function<Forward> {
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const Optional& x2,
-                            const Optional& bias, const at::Tensor& scale, const at::Tensor& shift,
-                            int64_t num_groups, double eps, bool silu, at::IntArrayRef plan) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    auto [out, statistics] = call_forward(x, x2, bias, scale, shift, num_groups, eps, silu, plan);
-    context->save_for_backward(
-        {x, x2.value_or(at::Tensor()), bias.value_or(at::Tensor()), scale, shift, statistics});
-    std::vector<int64_t> options = {num_groups, silu};
-    options.insert(options.end(), plan.begin(), plan.end());
-    context->saved_data["options"] = std::move(options);
-    return out;
+struct NormNode : torch::autograd::Node {
+  SavedVariable x, x2, bias, scale, shift, statistics;
+  int64_t num_groups;
+  bool silu;
+  std::vector<int64_t> plan;
+
+  std::string name() const override { return "AdaGroupNormBackward"; }
+  void release_variables() override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (SavedVariable* saved : {&x, &x2, &bias, &scale, &shift, &statistics}) saved->reset_data();
   }
-  static variable_list backward(AutogradContext* context, const variable_list& grads) {
-    auto saved = context->get_saved_variables();
-    const at::Tensor &x = saved[0], &x2 = saved[1], &bias = saved[2];
-    auto layout = x.is_contiguous() ? at::MemoryFormat::Contiguous : at::MemoryFormat::ChannelsLast;
-    const std::vector<int64_t> options = context->saved_data["options"].toIntVector();
-    const int64_t num_groups = options[0];
-    const bool silu = options[1] != 0;
-    const at::IntArrayRef plan = at::IntArrayRef(options).slice(2);
-    at::Tensor grad_out = grads[0].contiguous(layout);
-    variable_list g;
+  variable_list apply(variable_list&& grads) override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (!grads[0].defined()) return variable_list(5);
+    const at::Tensor x_ = x.unpack(), scale_ = scale.unpack(), shift_ = shift.unpack();
+    const Optional x2_ = optional(x2.unpack()), bias_ = optional(bias.unpack());
+    const at::Tensor statistics_ = statistics.unpack();
+    auto layout =
+        x_.is_contiguous() ? at::MemoryFormat::Contiguous : at::MemoryFormat::ChannelsLast;
+    const at::Tensor grad_out = grads[0].contiguous(layout);
     if (at::GradMode::is_enabled()) {
-      g = Backward::apply(grad_out, x, optional(x2), optional(bias), saved[3], saved[4], saved[5],
-                          num_groups, silu, plan);
+      grads = Backward::apply(grad_out, x_, x2_, bias_, scale_, shift_, statistics_, num_groups,
+                              silu, at::IntArrayRef(plan));
     } else {
-      auto [x_, x2_, bias_, scale_, shift_] =
-          call_backward(grad_out, x, optional(x2), optional(bias), saved[3], saved[4], saved[5],
-                        num_groups, silu, plan);
-      g = {x_, x2_, bias_, scale_, shift_};
+      at::AutoDispatchBelowADInplaceOrView guard;
+      Gradients all = call_backward(grad_out, x_, x2_, bias_, scale_, shift_, statistics_,
+                                    num_groups, silu, plan);
+      grads.resize(5);
+      std::tie(grads[0], grads[1], grads[2], grads[3], grads[4]) = std::move(all);
     }
-    if (!x2.defined()) g[1] = at::Tensor();
-    if (!bias.defined()) g[2] = at::Tensor();
-    g.resize(9);  // num_groups, eps, silu and plan have none
-    return g;
+    if (!x2_) grads[1] = at::Tensor();
+    if (!bias_) grads[2] = at::Tensor();
+    return std::move(grads);
   }
 };
 
@@ -242,7 +238,24 @@ at::Tensor with_gradient(const at::Tensor& x, const Optional& x2, const Optional
   auto needs = [](const Optional& t) { return t && t->requires_grad(); };
   if (at::GradMode::is_enabled() && (x.requires_grad() || scale.requires_grad() ||
                                      shift.requires_grad() || needs(x2) || needs(bias))) {
-    return Forward::apply(x, x2, bias, scale, shift, num_groups, eps, silu, plan);
+    auto node = make_node<NormNode>(x, x2, bias, scale, shift);
+    at::Tensor out, statistics;
+    {
+      at::AutoDispatchBelowADInplaceOrView guard;
+      std::tie(out, statistics) =
+          call_forward(x, x2, bias, scale, shift, num_groups, eps, silu, plan);
+    }
+    node->x = SavedVariable(x, false);
+    node->x2 = SavedVariable(x2, false);
+    node->bias = SavedVariable(bias, false);
+    node->scale = SavedVariable(scale, false);
+    node->shift = SavedVariable(shift, false);
+    node->statistics = SavedVariable(statistics, false);
+    node->num_groups = num_groups;
+    node->silu = silu;
+    node->plan = plan.vec();
+    torch::autograd::set_history(out, node);
+    return out;
   }
   static auto op = c10::Dispatcher::singleton()
                        .findSchemaOrThrow(LDDGAN_NAMESPACE "::ada_group_norm", "")

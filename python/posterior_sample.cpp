@@ -113,6 +113,7 @@ struct Draw : torch::autograd::Function<Draw> {
     } else {
       static auto op = find_op<decltype(posterior_sample_backward_cpu)>(
           LDDGAN_NAMESPACE "::posterior_sample_backward");
+      at::AutoDispatchBelowADInplaceOrView guard;
       std::tie(out[0], out[1]) = op.call(dense(grad), t, coef1, coef2);
     }
     return out;

@@ -6,6 +6,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
 #ifdef LDDGAN_EMULATE_CUDA
@@ -56,10 +57,10 @@ inline at::Tensor allocate(at::IntArrayRef size, const at::TensorOptions& option
   return at::detail::empty_cpu(size, at::typeMetaToScalarType(options.dtype()), false, format);
 }
 
-// The same for a tensor like x, which is dense.
+// at::empty_like for a dense x: its strides too, also where they fit both layouts.
 inline at::Tensor allocate_like(const at::Tensor& x) {
-  auto format = x.is_contiguous() ? at::MemoryFormat::Contiguous : at::MemoryFormat::ChannelsLast;
-  return allocate(x.sizes(), x.options(), format);
+  if (!x.is_cpu()) return at::empty_like(x);
+  return at::detail::empty_strided_cpu(x.sizes(), x.strides(), x.scalar_type());
 }
 
 // Whether autograd must see an op of these inputs.
