@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lddgan_kernels._module_state import ModuleState
 from lddgan_kernels.models._replay import Replay
 
 
@@ -15,6 +16,8 @@ class GeneratorBase(nn.Module):
     Args:
         config: the structure; it has `channels`, `resolution` and `z_dim`.
     """
+
+    _predict: Callable[..., Tensor]  # x_0 from x and its conditions, which fit
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -37,7 +40,8 @@ class GeneratorBase(nn.Module):
             ValueError: a shape does not fit the configuration.
         """
         self._check(x.shape[0], x=x, t=t, z=z)
-        return self._predict(x, *self._conditions(t, z))
+        state = self.replay.state(self, x)
+        return self.replay(state, self._predict, x, *self._conditions(state, t, z))
 
     def predictors(self, t: Tensor, z: Tensor) -> list[Callable[[Tensor], Tensor]] | None:
         """`forward` of x alone for each of S steps: what t and z set is computed once, for all.
@@ -49,28 +53,32 @@ class GeneratorBase(nn.Module):
             z: (S, N, z_dim).
 
         Returns:
-            S functions; None where a call does more than `forward` here: hooks, a subclass's own
-            forward, a compiled one.
+            S functions, for the weights as they are now; None where a call does more than
+            `forward` here: hooks, a subclass's own forward, a compiled one.
 
         Raises:
             ValueError: a shape does not fit the configuration.
         """
-        if (
-            type(self).forward is not GeneratorBase.forward
-            or "forward" in vars(self)
-            or self._compiled_call_impl is not None
-            or any(part._forward_hooks or part._forward_pre_hooks for part in self.modules())
-        ):
-            return None
         flat_t, flat_z = t.flatten(), z.flatten(0, 1)
         self._check(flat_t.shape[0], t=flat_t, z=flat_z)
-        rows = self._conditions(flat_t, flat_z)
+        state = self.replay.state(self, flat_z)
+        hooked = state is None and any(
+            part._forward_hooks or part._forward_pre_hooks for part in self.modules()
+        )
+        if (
+            hooked
+            or type(self).forward is not GeneratorBase.forward
+            or "forward" in vars(self)
+            or self._compiled_call_impl is not None
+        ):
+            return None
+        rows = self._conditions(state, flat_t, flat_z)
         steps = zip(*(row.unflatten(0, t.shape).unbind() for row in rows), strict=True)
-        return [partial(self._predict_checked, step) for step in steps]
+        return [partial(self._step, state, step) for step in steps]
 
-    def _predict_checked(self, conditions: tuple[Tensor, ...], x: Tensor) -> Tensor:
+    def _step(self, state: ModuleState | None, conditions: tuple[Tensor, ...], x: Tensor) -> Tensor:
         self._check(conditions[0].shape[0], x=x)
-        return self._predict(x, *conditions)
+        return self.replay(state, self._predict, x, *conditions)
 
     def _check(self, n: int, **given: Tensor) -> None:
         """Raises ValueError where a tensor does not fit a batch of n."""
@@ -87,10 +95,6 @@ class GeneratorBase(nn.Module):
                     f"got {tuple(value.shape)}"
                 )
 
-    def _conditions(self, t: Tensor, z: Tensor) -> tuple[Tensor, ...]:
-        """What t (N,) and z (N, z_dim) set in the network, N rows each."""
-        raise NotImplementedError
-
-    def _predict(self, x: Tensor, *conditions: Tensor) -> Tensor:
-        """x_0 from x and its conditions, which fit."""
+    def _conditions(self, state: ModuleState | None, t: Tensor, z: Tensor) -> tuple[Tensor, ...]:
+        """What t (N,) and z (N, z_dim) set in the network, N rows each; `state` for `replay`."""
         raise NotImplementedError

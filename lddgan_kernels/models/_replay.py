@@ -22,34 +22,34 @@ MOST_SHAPES = 8  # kept at once
 
 
 class Replay:
-    """function(*inputs) of a module, recorded once it is called again.
+    """Functions of a module and of tensors, recorded once they are called again.
 
-    On the CPU and its kernels, in evaluation mode, without gradients; otherwise it is called as it
-    is. It must depend on nothing but the inputs' values and layouts and what `ModuleState` sees of
-    the module, whose changes discard the records, and must not read values back.
+    On the CPU and its kernels, in evaluation mode, without gradients; otherwise they are called as
+    they are. They must depend on nothing but the inputs' values and layouts and what `ModuleState`
+    sees of the module, whose changes discard the records, and must not read values back.
     """
 
     def __init__(self) -> None:
         self._state: ModuleState | None = None
         self._records: dict[tuple[Any, ...], Callable[..., Tensor] | None] = {}
 
-    def __call__(
-        self, module: nn.Module, function: Callable[..., Tensor], *inputs: Tensor
-    ) -> Tensor:
-        if (
-            module.training
-            or not _extension.is_loaded()
-            or default_backend() not in (None, "cpu")
-            or torch.is_grad_enabled()
-            or torch.is_autocast_enabled("cpu")
-            or torch.compiler.is_compiling()
-            or not all(type(x) is Tensor and x.is_cpu for x in inputs)  # no fake
-        ):
-            return function(*inputs)
+    def state(self, module: nn.Module, *inputs: Tensor) -> ModuleState | None:
+        """The module as it is now, for calls until it changes; None: it is not to be recorded.
+
+        To look at all weights takes longer than a call's way through Python, so calls share it.
+        """
+        if module.training or not _suits(inputs):
+            return None
         if self._state is None or not self._state.holds():
             self._state = ModuleState(module)
             self._records.clear()
-        if not self._state.recordable:
+        return self._state if self._state.recordable else None
+
+    def __call__(
+        self, state: ModuleState | None, function: Callable[..., Tensor], *inputs: Tensor
+    ) -> Tensor:
+        """function(*inputs) of the module that `state` was asked of."""
+        if state is None or state is not self._state or not _suits(inputs):
             return function(*inputs)
         key = (function.__qualname__, *((x.shape, x.stride(), x.dtype) for x in inputs))
         if key not in self._records:  # once may be all
@@ -67,6 +67,18 @@ class Replay:
 
     def __reduce__(self) -> tuple[object, ...]:
         return Replay, ()
+
+
+def _suits(inputs: tuple[Tensor, ...]) -> bool:
+    """Whether calls with such inputs are recorded."""
+    return (
+        _extension.is_loaded()
+        and default_backend() in (None, "cpu")
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+        and all(type(x) is Tensor and x.is_cpu for x in inputs)  # no fake
+    )
 
 
 def record_calls(

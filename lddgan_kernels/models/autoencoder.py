@@ -260,9 +260,10 @@ class Autoencoder(nn.Module):
                 f"got {tuple(z.shape)}"
             )
         limit = max(1, CHUNK_PIXELS // (self.config.factor**2 * z.shape[2] * z.shape[3]))
+        state = self.replay.state(self, z)
         if torch.is_grad_enabled() or z.shape[0] <= limit:
-            return self.replay(self, self._decode, z)
-        return torch.cat([self.replay(self, self._decode, chunk) for chunk in z.split(limit)])
+            return self.replay(state, self._decode, z)
+        return torch.cat([self.replay(state, self._decode, chunk) for chunk in z.split(limit)])
 
     def _decode(self, z: Tensor) -> Tensor:
         if self.quantizer is not None:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lddgan_kernels._module_state import ModuleState
 from lddgan_kernels.models._derived import Derived
 from lddgan_kernels.models._generator_base import GeneratorBase
 from lddgan_kernels.models.blocks import Block, DownBlock, PyramidDown, ResBlock, UpBlock
@@ -202,17 +203,14 @@ class Generator(GeneratorBase):
         self.time_bank = TimeBank(4 * base, [out for _, out in self._block_widths])
         self.time_table = Derived(partial(_time_table, base))
 
-    def _conditions(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        return self.replay(self, self._styles, z), self._time_biases(t)
+    def _conditions(self, state: ModuleState | None, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self.replay(state, self._styles, z), self._time_biases(t)
 
     def _styles(self, z: Tensor) -> Tensor:
         styles: Tensor = self.style_bank(self.mapping(z))
         return styles
 
-    def _predict(self, x: Tensor, *conditions: Tensor) -> Tensor:
-        return self.replay(self, self._network, x, *conditions)
-
-    def _network(self, x: Tensor, styles: Tensor, biases: Tensor) -> Tensor:
+    def _predict(self, x: Tensor, styles: Tensor, biases: Tensor) -> Tensor:
         control = self._control(styles, biases)
         x = self._fold(x)
         if not self.config.centered:

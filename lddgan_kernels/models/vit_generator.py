@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lddgan_kernels._checks import like_layout, memory_format
+from lddgan_kernels._module_state import ModuleState
 from lddgan_kernels.models._generator_base import GeneratorBase
 from lddgan_kernels.models.layers import Mapping, StyleBank, conv2d, group_count, timestep_embedding
 from lddgan_kernels.ops import ada_group_norm
@@ -142,17 +143,14 @@ class ViTGenerator(GeneratorBase):
         self.mapping = Mapping(config.z_dim, config.mapping_width, config.mapping_layers)
         self.style_bank = StyleBank(config.mapping_width, [width] * (2 * config.depth + 1))
 
-    def _conditions(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        return self.replay(self, self._styles, z), timestep_embedding(t, self.config.width)
+    def _conditions(self, state: ModuleState | None, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self.replay(state, self._styles, z), timestep_embedding(t, self.config.width)
 
     def _styles(self, z: Tensor) -> Tensor:
         styles: Tensor = self.style_bank(self.mapping(z))
         return styles
 
-    def _predict(self, x: Tensor, *conditions: Tensor) -> Tensor:
-        return self.replay(self, self._network, x, *conditions)
-
-    def _network(self, x: Tensor, style_rows: Tensor, step: Tensor) -> Tensor:
+    def _predict(self, x: Tensor, style_rows: Tensor, step: Tensor) -> Tensor:
         config = self.config
         styles = style_rows.split(self.style_bank.sizes, dim=1)
         h = self.embed(self._patches(x))
