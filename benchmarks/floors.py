@@ -1,14 +1,18 @@
 """What sampling should take on a GPU that is not at hand: its roofline, and what is aimed at.
 
 For one H200 in bfloat16: T calls of the generator and one of the decoder, each block as long as its
-multiplications or its bytes take (`_limits.least_seconds`). Predictions: no GPU has confirmed them.
+multiplications or its bytes take (`_limits.least_seconds`), and how many kernels they start. No GPU
+has confirmed these predictions.
 """
 
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
+from torch import Tensor, nn
 
 from benchmarks._limits import least_seconds
+from benchmarks._passes import passes
 from benchmarks.sampling import PRESETS
 from lddgan_kernels.models.summary import summarize
 from lddgan_kernels.trainer import config_file, networks
@@ -24,11 +28,14 @@ def row(preset: str) -> str:
     config = config_file.load(preset)
     latent, z = (1, *networks.latent_shape(config)), (1, config.generator.z_dim)
     steps = config.diffusion.num_steps
-    calls = [(steps, summarize(partial(networks.build_generator, config), [latent, (1,), z]))]
+    generator, inputs = partial(networks.build_generator, config), [latent, (1,), z]
+    calls = [(steps, summarize(generator, inputs))]
+    kernels = launches(lambda: Steps(generator(), steps), inputs)
     if config.codec == "autoencoder":
         build = partial(networks.build_autoencoder, config)
         calls.append((1, summarize(build, [latent], "decode")))
-    cells = [preset, str(steps)]
+        kernels += launches(lambda: build().decoder, [latent])
+    cells = [preset, str(steps), str(kernels)]
     for batch in BATCHES:
         floor = sum(
             count * least_seconds(network, batch, torch.bfloat16, H200_FLOPS, H200_BANDWIDTH)
@@ -38,11 +45,31 @@ def row(preset: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+class Steps(nn.Module):
+    """A generator's calls of one sample, without the noise between them."""
+
+    def __init__(self, generator: nn.Module, steps: int) -> None:
+        super().__init__()
+        self.generator = generator
+        self.steps = steps
+
+    def forward(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
+        conditions = (torch.stack([given] * self.steps) for given in (t, z))
+        for predict in self.generator.predictors(*conditions):
+            x = predict(x)
+        return x
+
+
+def launches(build: Callable[[], nn.Module], shapes: Sequence[tuple[int, ...]]) -> int:
+    """Kernels that a call starts, at the least."""
+    return sum(call.launches for call in passes(build, shapes, 1))
+
+
 def table() -> list[str]:
     """The lines of a Markdown table."""
     heads = [f"batch {batch}: {what}" for batch in BATCHES for what in ("floor", "aim")]
-    head = f"| preset | T | {' | '.join(heads)} |"
-    return [head, "|---" * (2 + len(heads)) + "|", *map(row, PRESETS)]
+    head = f"| preset | T | kernels | {' | '.join(heads)} |"
+    return [head, "|---" * (3 + len(heads)) + "|", *map(row, PRESETS)]
 
 
 def main(everything: bool = False) -> None:

@@ -18,9 +18,9 @@ LDDGAN_INLINE void run(const ResidualScaleArgs& a, int64_t begin, int64_t end, c
   T* out = static_cast<T*>(a.out);
   const float factor = a.factor;
   auto add = [&](int64_t i, int count) {
-    Vec sum = load_up_to(x + i, count) + load_up_to(h + i, count);
+    Vec sum = load_up_to(x + i, count) + (load_up_to(h + i, count) + bias(i - begin, count));
     if constexpr (kThree) sum += load_up_to(h2 + i, count);
-    store_up_to(out + i, (sum + bias(i - begin, count)) * factor, count);
+    store_up_to(out + i, sum * factor, count);
   };
   int64_t i = begin;
   for (; i + kWidth <= end; i += kWidth) add(i, kWidth);

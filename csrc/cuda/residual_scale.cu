@@ -48,8 +48,9 @@ __global__ void __launch_bounds__(kThreads)
   int64_t first = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * kSize;
   if (packed && first + kSize <= count) {
     float sum[kSize], more[kSize];
-    load_floats<kSize>(p.x + first, sum);
-    load_floats<kSize>(p.h + first, more);
+    load_floats<kSize>(p.h + first, sum);
+    if (p.bias) add_bias<kSize>(sum, p.bias, first, channels, inner, packed_bias);
+    load_floats<kSize>(p.x + first, more);
 #pragma unroll
     for (int i = 0; i < kSize; ++i) sum[i] += more[i];
     if (p.h2) {
@@ -57,16 +58,16 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
       for (int i = 0; i < kSize; ++i) sum[i] += more[i];
     }
-    if (p.bias) add_bias<kSize>(sum, p.bias, first, channels, inner, packed_bias);
 #pragma unroll
     for (int i = 0; i < kSize; ++i) sum[i] *= factor;
     store_floats<kSize>(p.out + first, sum);
     return;
   }
   for (int64_t i = first; i < first + kSize && i < count; ++i) {
-    float sum = device_float(p.x[i]) + device_float(p.h[i]);
-    if (p.h2) sum += device_float(p.h2[i]);
+    float sum = device_float(p.h[i]);
     if (p.bias) add_bias<1>(&sum, p.bias, i, channels, inner, false);
+    sum += device_float(p.x[i]);
+    if (p.h2) sum += device_float(p.h2[i]);
     p.out[i] = from_float<T>(sum * factor);
   }
 }

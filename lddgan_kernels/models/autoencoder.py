@@ -1,8 +1,9 @@
 """The autoencoder: VQGAN's encoder and decoder, the quantiser inside the decoder (or a KL term)."""
 
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -106,7 +107,11 @@ class Level(nn.Module):
     """The blocks at one resolution, each followed by its attention if any, then the resampling."""
 
     def __init__(
-        self, widths: list[int], attention: bool, resample: nn.Module | None, dropout: float
+        self,
+        widths: list[int],
+        attention: bool,
+        resample: Downsample | Upsample | None,
+        dropout: float,
     ) -> None:
         super().__init__()
         pairs = list(itertools.pairwise(widths))
@@ -114,20 +119,35 @@ class Level(nn.Module):
         self.attention = nn.ModuleList(AttentionBlock(b) for _, b in pairs if attention)
         self.resample = resample
 
-    def forward(self, x: Tensor) -> Tensor:
+    @property
+    def last_bias(self) -> Tensor | None:
+        """The resampling's bias (C,), which the output lacks; None where nothing resamples."""
+        return None if self.resample is None else self.resample.conv.bias
+
+    def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """The level on x + bias, (C,), without `last_bias`."""
         for i, block in enumerate(self.blocks):
-            x = block(x)
+            x = block(x, bias)
+            bias = None
             if self.attention:
                 x = self.attention[i](x)
-        return x if self.resample is None else self.resample(x)
+        return x if self.resample is None else self.resample(x, biased=False)
 
 
-def _middle(width: int, dropout: float) -> nn.Sequential:
-    return nn.Sequential(
-        ResnetBlock(width, width, dropout),
-        AttentionBlock(width),
-        ResnetBlock(width, width, dropout),
-    )
+class Middle(nn.Sequential):
+    """Two blocks with attention between them."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__(
+            ResnetBlock(width, width, dropout),
+            AttentionBlock(width),
+            ResnetBlock(width, width, dropout),
+        )
+
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Of x + bias, (C,)."""
+        first, attention, last = self
+        return last(attention(first(x, bias)))
 
 
 def _inner(x: Tensor) -> Tensor:
@@ -153,12 +173,15 @@ class Encoder(nn.Module):
                     config.dropout,
                 )
             )
-        self.middle = _middle(widths[-1], config.dropout)
+        self.middle = Middle(widths[-1], config.dropout)
         self.norm_out = GroupNorm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.middle(self.levels(self.conv_in(_inner(x))))
+        h, bias = F.conv2d(_inner(x), self.conv_in.weight, padding=1), self.conv_in.bias
+        for level in cast(Iterable[Level], self.levels):
+            h, bias = level(h, bias), level.last_bias
+        h = self.middle(h)
         return like_layout(self.conv_out(self.norm_out(h)), memory_format(x))
 
 
@@ -169,7 +192,7 @@ class Decoder(nn.Module):
         super().__init__()
         widths = [config.base_channels * m for m in reversed(config.channel_multipliers)]
         self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
-        self.middle = _middle(widths[0], config.dropout)
+        self.middle = Middle(widths[0], config.dropout)
         self.levels = nn.Sequential()
         last = len(widths) - 1
         for i, width in enumerate(widths):
@@ -186,7 +209,10 @@ class Decoder(nn.Module):
         self.tanh_out = config.tanh_out
 
     def forward(self, z: Tensor) -> Tensor:
-        h = self.levels(self.middle(self.conv_in(_inner(z))))
+        h, bias = F.conv2d(_inner(z), self.conv_in.weight, padding=1), None
+        h = self.middle(h, self.conv_in.bias)
+        for level in cast(Iterable[Level], self.levels):
+            h, bias = level(h, bias), level.last_bias
         x = like_layout(self.conv_out(self.norm_out(h)), memory_format(z))
         return x.tanh() if self.tanh_out else x
 

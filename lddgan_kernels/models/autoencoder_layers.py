@@ -1,6 +1,8 @@
 """The layers of the VQGAN encoder and decoder (Esser et al. 2021, after Ho et al. 2020).
 
-All take and return (N, C, H, W) and keep the layout they are given.
+All take and return (N, C, H, W) and keep the layout they are given. On a GPU the bias of a
+convolution is a pass over its output, so whatever reads that next, a norm or a residual sum, adds
+it: convolutions before a `ResnetBlock` run without, and hand it their bias.
 """
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from lddgan_kernels._checks import like_layout, memory_format
 from lddgan_kernels.models._derived import Derived
 from lddgan_kernels.models.conv3x3 import Conv3x3
-from lddgan_kernels.ops import ada_group_norm
+from lddgan_kernels.ops import ada_group_norm, residual_scale
 
 
 def num_groups(channels: int) -> int:
@@ -28,12 +30,19 @@ class GroupNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return ada_group_norm(x, self.weight, self.bias, self.groups, activation=self.activation)
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """The norm of x + bias, (C,)."""
+        rows = None if bias is None else bias.expand(x.shape[0], -1)
+        return ada_group_norm(
+            x, self.weight, self.bias, self.groups, activation=self.activation, bias=rows
+        )
 
 
 class ResnetBlock(nn.Module):
-    """x + conv(dropout(norm(conv(norm(x))))), with a 1x1 shortcut where the width changes."""
+    """x + conv(dropout(norm(conv(norm(x))))), with a 1x1 shortcut where the width changes.
+
+    `bias` (in_channels,) is still to be added to x.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, dropout: float) -> None:
         super().__init__()
@@ -44,11 +53,21 @@ class ResnetBlock(nn.Module):
         self.conv2 = Conv3x3(out_channels, out_channels)
         changes = in_channels != out_channels
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if changes else None
+        self.shortcut_bias = Derived(_shortcut_bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(self.norm1(x))
-        shortcut = x if self.shortcut is None else self.shortcut(x)
-        return self.conv2(self.dropout(self.norm2(h)), shortcut)
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        h = self.conv1(self.norm1(x, bias), biased=False)
+        h = self.dropout(self.norm2(h, self.conv1.bias))
+        if self.shortcut is not None:
+            weight = self.shortcut.weight
+            x, own = F.conv2d(x, weight), self.shortcut.bias
+            bias = own if bias is None else self.shortcut_bias(weight, own, bias)
+        return self.conv2(h, x, bias)
+
+
+def _shortcut_bias(weight: Tensor, own: Tensor, bias: Tensor) -> Tensor:
+    """What the 1x1 convolution makes of `bias`, which its input lacks, and its own bias."""
+    return torch.addmv(own, weight.flatten(1), bias)
 
 
 class AttentionBlock(nn.Module):
@@ -61,11 +80,14 @@ class AttentionBlock(nn.Module):
         self.out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(self.norm(x))
-        # (N, 1, HW, C) each; views only where the layout is channels_last.
-        q, k, v = qkv.flatten(2).transpose(1, 2).unsqueeze(1).chunk(3, dim=-1)
-        h = F.scaled_dot_product_attention(q, k, v)
-        return x + self.out(h.squeeze(1).transpose(1, 2).reshape(x.shape))
+        # The 1x1 convolutions as linear layers, whose products add the bias. (N, HW, C) is a view
+        # where the layout is channels_last.
+        tokens = self.norm(x).flatten(2).transpose(1, 2)
+        qkv = F.linear(tokens, self.qkv.weight.flatten(1), self.qkv.bias)
+        q, k, v = qkv.unsqueeze(1).chunk(3, dim=-1)
+        h = F.scaled_dot_product_attention(q, k, v).squeeze(1)
+        h = F.linear(h, self.out.weight.flatten(1), self.out.bias)
+        return residual_scale(x, h.transpose(1, 2).unflatten(2, x.shape[2:]), factor=1.0)
 
 
 class Downsample(nn.Module):
@@ -75,8 +97,9 @@ class Downsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
+    def forward(self, x: Tensor, *, biased: bool = True) -> Tensor:
+        bias = self.conv.bias if biased else None
+        return F.conv2d(F.pad(x, (0, 1, 0, 1)), self.conv.weight, bias, stride=2)
 
 
 class Upsample(nn.Module):
@@ -92,9 +115,9 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
         self.kernel = Derived(fold_nearest)
 
-    def forward(self, x: Tensor) -> Tensor:
-        kernel = self.kernel(self.conv.weight)
-        return F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)
+    def forward(self, x: Tensor, *, biased: bool = True) -> Tensor:
+        kernel, bias = self.kernel(self.conv.weight), self.conv.bias if biased else None
+        return F.conv_transpose2d(x, kernel, bias, stride=2, padding=1)
 
 
 def fold_nearest(weight: Tensor) -> Tensor:

@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lddgan_kernels.models._derived import Derived
 from lddgan_kernels.models._frozen import FrozenConv
-from lddgan_kernels.models.layers import BlockControl, conv2d, group_count, merge
+from lddgan_kernels.models.layers import BlockControl, bias_of, conv2d, group_count, merge
 from lddgan_kernels.ops import ada_group_norm, downsample2d, upfirdn2d, upsample2d
 from lddgan_kernels.ops.packed_conv2d import packs
 
@@ -62,6 +64,9 @@ class Block(nn.Module):
         self.frozen_shortcuts: dict[int, FrozenConv] = {}
         self.frozen_conv1 = FrozenConv(factor)
         self.factor = factor
+        self.total_bias = Derived(torch.add)
+        # cuDNN would copy a slice of the weight in every call.
+        self.slices: dict[int, Derived[Tensor]] = {}
 
     def first_norm(self, x: Tensor, mine: BlockControl, x2: Tensor | None = None) -> Tensor:
         """The first norm and SiLU."""
@@ -72,28 +77,42 @@ class Block(nn.Module):
         fits = self.shortcut is not None and not self.training
         return fits and packs(x, self.conv1.weight)
 
-    def project(self, x: Tensor, x2: Tensor | None = None, *, folds: bool = False) -> Tensor:
-        """The shortcut's convolution, without its bias (which `finish` adds)."""
+    def project(self, x: Tensor, first: int = 0, *, folds: bool = False) -> Tensor:
+        """The shortcut's convolution of its channels from `first` on, which are x.
+
+        Without its bias, which `finish` adds.
+        """
         if self.shortcut is None:
             return x
-        weight = self.shortcut.weight
         if folds:
-            out = self._frozen_shortcut(x, 0, None)
-            return out if x2 is None else self._frozen_shortcut(x2, x.shape[1], out)
-        if x2 is None:
-            return F.conv2d(x, weight)
-        return F.conv2d(x, weight[:, : x.shape[1]]) + F.conv2d(x2, weight[:, x.shape[1] :])
+            return self._frozen_shortcut(x, first, None)
+        weight = self.shortcut.weight
+        if x.shape[1] < weight.shape[1]:
+            if first not in self.slices:
+                self.slices[first] = Derived(partial(_channels, first, x.shape[1]))
+            weight = self.slices[first](weight)
+        return F.conv2d(x, weight)
 
-    def finish(self, x: Tensor, h: Tensor, mine: BlockControl, *, folds: bool = False) -> Tensor:
-        """The second half of the block on `h`, summed with `x`, which `project` made."""
+    def finish(
+        self,
+        x: Tensor,
+        h: Tensor,
+        mine: BlockControl,
+        *,
+        h2: Tensor | None = None,
+        folds: bool = False,
+    ) -> Tensor:
+        """The second half of the block on `h`, summed with what `project` made: `x`, `h2`."""
         h = ada_group_norm(h, mine.scale1, mine.shift1, self.groups[1], bias=mine.bias)
         if self.dropout:
             h = F.dropout(h, self.dropout, self.training)
         conv, more_bias = self.conv1, None if self.shortcut is None else self.shortcut.bias
+        bias = bias_of(conv)
         if folds:
-            biases = conv.bias, more_bias
-            return self.frozen_conv1(h, conv.weight, *biases, residual=x, overwrite=True)
-        return merge(x, conv(h, more_bias=more_bias), self.rescale)
+            return self.frozen_conv1(h, conv.weight, bias, more_bias, residual=x, overwrite=True)
+        if more_bias is not None:
+            bias = self.total_bias(bias, more_bias)
+        return merge(x, conv(h, biased=False), self.rescale, h2=h2, bias=bias)
 
     def _frozen_shortcut(self, x: Tensor, first: int, residual: Tensor | None) -> Tensor:
         """The shortcut of the channels from `first` on, scaled, added to `residual`."""
@@ -103,6 +122,11 @@ class Block(nn.Module):
             self.frozen_shortcuts[first] = FrozenConv(self.factor, channels)
         conv = self.frozen_shortcuts[first]
         return conv(x, self.shortcut.weight, residual=residual, overwrite=True)
+
+
+def _channels(first: int, count: int, weight: Tensor) -> Tensor:
+    """The input channels of a convolution's weight from `first` on."""
+    return weight[:, first : first + count].contiguous()
 
 
 class ResBlock(Block):
@@ -119,7 +143,12 @@ class ResBlock(Block):
         mine = control[self.index]
         folds = self.folds(x)
         h = self.conv0(self.first_norm(x, mine, x2))
-        return self.finish(self.project(x, x2, folds=folds), h, mine, folds=folds)
+        shortcut, h2 = self.project(x, folds=folds), None
+        if x2 is not None and folds:
+            shortcut = self._frozen_shortcut(x2, x.shape[1], shortcut)
+        elif x2 is not None:
+            h2 = self.project(x2, x.shape[1])
+        return self.finish(shortcut, h, mine, h2=h2, folds=folds)
 
 
 class DownBlock(Block):
@@ -158,19 +187,22 @@ class UpBlock(Block):
 
 
 class PyramidDown(nn.Module):
-    """The input pyramid's step down: FIR filter, then a 3x3 convolution of stride 2.
+    """The input pyramid's step down: FIR filter, then a 3x3 convolution of stride 2, plus h.
 
-    Without `fir` only the convolution, after one row and column of zeros at the end.
+    Without `fir` only the convolution, after one row and column of zeros at the end. The sum is
+    over sqrt(2) where `rescale`.
     """
 
     taps: Tensor
 
-    def __init__(self, in_channels: int, out_channels: int, fir: bool) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, fir: bool, rescale: bool) -> None:
         super().__init__()
         self.fir = fir
+        self.rescale = rescale
         self.conv = conv2d(in_channels, out_channels, 3, stride=2)
         self.register_buffer("taps", torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8, persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
         x = upfirdn2d(x, self.taps, pad=(2, 2)) if self.fir else F.pad(x, (0, 1, 0, 1))
-        return self.conv(x)
+        x = F.conv2d(x, self.conv.weight, stride=2)
+        return merge(x, h, self.rescale, bias=self.conv.bias)

@@ -82,7 +82,8 @@ class DiscriminatorBlock(nn.Module):
         h = leaky_relu(h + bias[:, :, None, None])
         if self.down:
             h, x = downsample2d(h), downsample2d(x)
-        return residual_scale(self.shortcut(x), self.conv1(h))
+        h = self.conv1(h, biased=False)
+        return residual_scale(self.shortcut(x), h, bias=self.conv1.bias)
 
 
 class Discriminator(nn.Module):

@@ -27,7 +27,6 @@ from lddgan_kernels.models.layers import (
     TimeEmbedding,
     conv2d,
     embed_time,
-    merge,
 )
 
 # Steps whose time biases are kept for inference: all that a schedule may have.
@@ -229,7 +228,7 @@ class Generator(GeneratorBase):
                 h, keep = level.resample(h, control)
                 kept.append(keep)
                 if level.pyramid is not None:
-                    h = pyramid = merge(level.pyramid(pyramid), h, self.config.skip_rescale)
+                    h = pyramid = level.pyramid(pyramid, h)
                 skips.append(h)
         h = self._middle(h, control)
         for up in self.up_levels():
@@ -295,7 +294,8 @@ class Generator(GeneratorBase):
         return UpBlock(index, channels, fir=self.config.fir, **self._block_options)
 
     def _pyramid_down(self, in_channels: int, out_channels: int) -> nn.Module:
-        return PyramidDown(in_channels, out_channels, self.config.fir)
+        config = self.config
+        return PyramidDown(in_channels, out_channels, fir=config.fir, rescale=config.skip_rescale)
 
     def _fold(self, x: Tensor) -> Tensor:
         """Patches into channels, ordered (row, column, channel) within the patch."""

@@ -219,9 +219,16 @@ class GroupNorm(nn.Module):
         return ada_group_norm(x, self.weight, self.bias, self.groups, activation=self.activation)
 
 
-def merge(x: Tensor, h: Tensor, rescale: bool) -> Tensor:
-    """The residual sum, over sqrt(2) where `rescale`."""
-    return residual_scale(x, h) if rescale else x + h
+def merge(
+    x: Tensor,
+    h: Tensor,
+    rescale: bool,
+    *,
+    h2: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """The residual sum x + h + h2 + bias, over sqrt(2) where `rescale`."""
+    return residual_scale(x, h, h2=h2, bias=bias, factor=math.sqrt(0.5) if rescale else 1.0)
 
 
 class Attention(nn.Module):

@@ -13,10 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lddgan_kernels._checks import like_layout, memory_format
 from lddgan_kernels.models.blocks import Block
 from lddgan_kernels.models.generator import Generator, GeneratorConfig
-from lddgan_kernels.models.layers import BlockControl, conv2d
+from lddgan_kernels.models.layers import BlockControl, conv2d, merge
 from lddgan_kernels.ops import haar_dwt2d, haar_idwt2d
+
+
+def split_bands(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(low band, high bands) of x, halved; the low one in x's layout, which a slice has not."""
+    low, high = haar_dwt2d(x, 0.5).tensor_split([x.shape[1]], dim=1)
+    return like_layout(low, memory_format(x)), high
 
 
 class WaveletDownBlock(Block):
@@ -30,7 +37,7 @@ class WaveletDownBlock(Block):
         mine, folds = control[self.index], self.folds(x)
         h = self.conv0(self.first_norm(x, mine))
         # Time bias and convolution bias shift the low band alone, so the second norm adds them.
-        low, high = haar_dwt2d(h, 0.5).tensor_split([self.out_channels], dim=1)
+        low, high = split_bands(h)
         # The shortcut's high bands are not used, and its halved low band is the mean of 2x2, which
         # commutes with the 1x1 convolution.
         x = self.project(F.avg_pool2d(x, 2), folds=folds)
@@ -59,14 +66,19 @@ class WaveletUpBlock(Block):
 
 
 class WaveletPyramidDown(nn.Module):
-    """The input pyramid's step down: all four bands, then a 3x3 convolution."""
+    """The input pyramid's step down: all four bands, then a 3x3 convolution, plus h.
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    The sum is over sqrt(2) where `rescale`.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, rescale: bool) -> None:
         super().__init__()
+        self.rescale = rescale
         self.conv = conv2d(4 * in_channels, out_channels, 3)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(haar_dwt2d(x, 0.5))
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        x = self.conv(haar_dwt2d(x, 0.5), biased=False)
+        return merge(x, h, self.rescale, bias=self.conv.bias)
 
 
 class WaveletGenerator(Generator):
@@ -91,7 +103,7 @@ class WaveletGenerator(Generator):
         return self._on_low_band(self.middle1, self.middle1(h, control), control)
 
     def _on_low_band(self, block: Block, h: Tensor, control: Sequence[BlockControl]) -> Tensor:
-        low, high = haar_dwt2d(h, 0.5).tensor_split([h.shape[1]], dim=1)
+        low, high = split_bands(h)
         return haar_idwt2d(torch.cat([block(low, control), high], dim=1), 2.0)
 
     def _down_block(self, channels: int) -> Block:
@@ -104,4 +116,4 @@ class WaveletGenerator(Generator):
         return WaveletUpBlock(index, channels, high_channels, **self._block_options)
 
     def _pyramid_down(self, in_channels: int, out_channels: int) -> nn.Module:
-        return WaveletPyramidDown(in_channels, out_channels)
+        return WaveletPyramidDown(in_channels, out_channels, rescale=self.config.skip_rescale)

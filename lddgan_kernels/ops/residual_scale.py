@@ -88,12 +88,12 @@ def residual_scale_reference(
     factor: float = SQRT_HALF,
 ) -> Tensor:
     """The same in plain PyTorch; the oracle in float64."""
+    if bias is not None:
+        h = h + bias[:, None, None].to(x.dtype)
     out = x + h
     if h2 is not None:
         out = out + h2
-    if bias is not None:
-        out = out + bias[:, None, None].to(x.dtype)
-    return out * factor
+    return out if factor == 1.0 else out * factor
 
 
 class _ResidualScale(torch.autograd.Function):

@@ -33,16 +33,16 @@ def _residual_scale_kernel(
     column = (tl.program_id(0) % pieces) * COLUMNS + tl.arange(0, COLUMNS)
     offsets = row[:, None] * length + column[None, :]
     mask = (column < length)[None, :] & (offsets < count)
-    out = tl.load(x_ptr + offsets, mask=mask).to(tl.float32)
-    out += tl.load(h_ptr + offsets, mask=mask).to(tl.float32)
-    if h2_ptr is not None:
-        out += tl.load(h2_ptr + offsets, mask=mask).to(tl.float32)
+    out = tl.load(h_ptr + offsets, mask=mask).to(tl.float32)
     if bias_ptr is not None:
         if INNERMOST:
             bias = tl.load(bias_ptr + column, mask=column < length, other=0.0)[None, :]
         else:
             bias = tl.load(bias_ptr + row % channels)[:, None]
         out += bias.to(tl.float32)
+    out += tl.load(x_ptr + offsets, mask=mask).to(tl.float32)
+    if h2_ptr is not None:
+        out += tl.load(h2_ptr + offsets, mask=mask).to(tl.float32)
     tl.store(out_ptr + offsets, (out * factor).to(out_ptr.dtype.element_ty), mask=mask)
 
 
