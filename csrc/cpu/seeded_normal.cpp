@@ -54,7 +54,7 @@ float* allocate(int64_t count) {
 }  // namespace
 
 int64_t noise_chunk(const Batch& batch) {
-  return batch.channels_last ? chunk_pixels(batch) * batch.channels : 2048;
+  return batch.channels_last ? chunk_pixels(batch) * batch.channels : 1024;
 }
 
 NoiseSource::NoiseSource(const Batch& batch, int streams) : batch_(batch) {

@@ -274,7 +274,7 @@ class NoiseSource {
 
   // Calls f(i, noise, count) for the memory positions begin + i of a sample: noise[k] is a vector
   // of stream k, count Full or how many of its elements count. `begin` is a multiple of the chunk
-  // and [begin, end) no longer than one.
+  // and, where channels_last, [begin, end) no longer than one.
   template <int kStreams, typename F>
   LDDGAN_INLINE void each(const PhiloxStream (&streams)[kStreams], int64_t begin, int64_t end,
                           const F& f) {
@@ -322,7 +322,7 @@ class NoiseSource {
 };
 
 // Calls body(source, sample, begin, end) for the chunks of all samples, over threads, with a source
-// for `streams` at once.
+// for `streams` at once; for a sample's chunks together where a source can.
 template <typename F>
 LDDGAN_INLINE void for_each_chunk(const Batch& batch, int streams, const F& body) {
   constexpr int64_t kGrain = 8192;  // elements a thread; below, waking a thread costs more
@@ -334,10 +334,12 @@ LDDGAN_INLINE void for_each_chunk(const Batch& batch, int streams, const F& body
   parallel_for(batch.samples * chunks, (kGrain + chunk - 1) / chunk,
                [&](int64_t first, int64_t last) {
                  NoiseSource source(batch, streams);
-                 for (int64_t i = first; i < last; ++i) {
-                   int64_t begin = i % chunks * chunk;
-                   int64_t end = begin + chunk < size ? begin + chunk : size;
-                   body(source, i / chunks, begin, end);
+                 for (int64_t i = first, n, stop; i < last; i = stop) {
+                   n = i / chunks;
+                   stop = batch.channels_last ? i + 1 : (n + 1) * chunks;
+                   if (stop > last) stop = last;
+                   int64_t end = (stop - n * chunks) * chunk;
+                   body(source, n, i % chunks * chunk, end < size ? end : size);
                  }
                });
 }
