@@ -220,6 +220,8 @@ void forward_channels_last(const AdaGroupNormArgs& a, int64_t block, int64_t beg
   const int64_t channels = a.channels1 + a.channels2, pixels = a.pixels;
   const int64_t size = channels / a.groups, blocks = (channels + block - 1) / block;
   const int64_t groups = block / size;
+  // Where a block is too large for the cache, its last pixels are still there.
+  const bool backwards = block * pixels * int64_t(sizeof(T)) > kCache;
   Workspace workspace(10 * Workspace::padded(block) + 6 * Workspace::padded(groups));
   float* q = workspace.take(block);      // pivot - bias
   float* gain = workspace.take(block);   // scale * rstd
@@ -308,7 +310,8 @@ void forward_channels_last(const AdaGroupNormArgs& a, int64_t block, int64_t beg
     }
 
     T* out = static_cast<T*>(a.out) + n * pixels * channels;
-    for (int64_t r = 0; r < pixels; ++r) {
+    for (int64_t i = 0; i < pixels; ++i) {
+      const int64_t r = backwards ? pixels - 1 - i : i;
       for (int k = 0; k < num_parts; ++k) {
         const T* x = sources[parts[k].second] + parts[k].offset + r * parts[k].stride;
         T* y = out + r * channels + parts[k].channel;

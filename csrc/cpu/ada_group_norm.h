@@ -9,6 +9,10 @@
 #include "lddgan/vec.h"
 
 namespace lddgan::LDDGAN_ISA {
+
+// ada_group_norm_backward of that layout.
+void ada_group_norm_backward_channels_last(const AdaGroupNormBackwardArgs& b);
+
 namespace {
 
 // Arrays of floats for one thread, each padded so that whole vectors may be read and written; on
@@ -131,6 +135,16 @@ LDDGAN_INLINE void sigmoid(const Vec (&x)[count], Vec (&s)[count]) {
 #endif
 }
 
+// v[k] = grad[k] act'(u[k])
+template <typename T, bool kSilu, int count>
+LDDGAN_INLINE void before_activation(const Vec (&u)[count], Vec (&v)[count]) {
+  if constexpr (kSilu) {
+    Vec s[count];
+    sigmoid<T>(u, s);
+    for (int k = 0; k < count; ++k) v[k] *= s[k] * (u[k] - u[k] * s[k]) + s[k];
+  }
+}
+
 // Vectors that the forward and the backward pass take at once: what the registers hold.
 constexpr int kForwardBlock = kWidth == 16 ? 4 : 2;
 constexpr int kBackwardBlock = kWidth == 16 ? 2 : 1;
@@ -227,6 +241,18 @@ inline int64_t next_item(const AdaGroupNormArgs& a, const Segment& part, int64_t
 inline int64_t grain(int64_t elements) {
   constexpr int64_t kElements = 8192;
   return elements < kElements ? kElements / (elements > 0 ? elements : 1) : 1;
+}
+
+// Whether the backward pass writes past the caches: where its tensors push each other out, and
+// whole vectors can be written.
+template <typename T>
+bool should_stream(const AdaGroupNormBackwardArgs& b) {
+  const AdaGroupNormArgs& a = b.forward;
+  const int64_t bytes = a.samples * (a.channels1 + a.channels2) * a.pixels * int64_t(sizeof(T));
+  const int64_t row = a.channels_last ? a.channels1 | a.channels2 : a.pixels;
+  const auto places =
+      reinterpret_cast<uintptr_t>(b.grad_x) | reinterpret_cast<uintptr_t>(b.grad_x2);
+  return row % 16 == 0 && places % 64 == 0 && worth_streaming(3 * bytes);
 }
 
 }  // namespace

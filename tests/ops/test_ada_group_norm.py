@@ -84,6 +84,25 @@ def test_forward_and_gradients(backend, shape, layout, dtype):
     assert backend == "reference" or grad_x.is_contiguous(memory_format=layout)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(1, 36, 28, 57, 61, 8), (2, 160, 0, 40, 40, 32)])
+@pytest.mark.parametrize("backend", ["cpu"])
+def test_samples_past_the_cache(backend, shape, layout, dtype):
+    """The same on one thread and on two, which share the pixels of a single sample."""
+    tensors = inputs(shape, dtype, layout, "cpu")
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            torch.manual_seed(0)
+            found.append(check(backend, tensors, shape[-1], layout))
+    finally:
+        torch.set_num_threads(threads)
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_options(backend, layout):
