@@ -3,6 +3,8 @@
 An entry is (kernel, signature, constants) or (.., options): "*T" in a signature stands for each
 dtype; options are the compiler's (num_warps, ...) and what the kernel claims of its code:
     unaligned: True or names of arguments that are no multiples of 16 (all others are taken to be)
+    products: True where tensor cores multiply, except in fp32
+    dtypes: those that it is launched in, where not all
     narrow: what is not accessed 16 bytes at a time: "loads", "stores", "bf16", "fp16"
 
 A process of its own, without TRITON_INTERPRET: under it kernels are decorated for the interpreter.
@@ -22,7 +24,7 @@ from tests.compiled_code import disassemble, summary
 ARCHITECTURES = (80, 90)
 DTYPES = {"fp32": "*fp32", "bf16": "*bf16", "fp16": "*fp16"}
 # Of an AOT entry's fourth element, what is for these tests and not for the compiler.
-FLAGS = ("unaligned", "narrow")
+FLAGS = ("unaligned", "narrow", "products", "dtypes")
 
 
 def modules():
@@ -35,10 +37,11 @@ def entries():
     """(module, index, architecture, dtype) of everything to compile."""
     for name in modules():
         module = importlib.import_module(f"lddgan_kernels.triton.{name}")
-        for index, (_, signature, *_) in enumerate(module.AOT):
+        for index, (_, signature, _, *options) in enumerate(module.AOT):
             generic = any(type_ == "*T" for type_ in signature.values())
+            dtypes = options[0].get("dtypes", DTYPES) if options else DTYPES
             for architecture in ARCHITECTURES:
-                for dtype in DTYPES if generic else ("fp32",):
+                for dtype in dtypes if generic else ("fp32",):
                     yield name, index, architecture, dtype
 
 
@@ -69,7 +72,8 @@ def compile_entry(name, index, architecture, dtype):
     return {
         "name": f"{name}.{kernel.__name__}[{index}] sm_{architecture} {dtype}",
         "dtype": dtype,
-        "narrow": ["loads", "stores"] if flags["unaligned"] else list(flags["narrow"]),
+        "narrow": ["loads", "stores"] if flags["unaligned"] is True else list(flags["narrow"]),
+        "products": flags["products"] is True and dtype != "fp32",
         "sass": _disassemble(compiled.asm["cubin"]),
     }
 

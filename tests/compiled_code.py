@@ -12,6 +12,7 @@ from pathlib import Path
 LOAD = re.compile(r"\b(?:LDG|LDGSTS|UBLKCP|UTMALDG)\b(?:\.\w+)*")
 STORE = re.compile(r"\b(?:STG|UTMASTG)\b(?:\.\w+)*")
 SPILL = re.compile(r"\b(?:LDL|STL)\b")
+PRODUCT = re.compile(r"\b(?:HMMA|HGMMA)\b")  # tensor cores
 WIDE = re.compile(r"\.128\b|\.BYPASS|\bUBLKCP|\bUTMA")  # a bulk copy moves 16 bytes and more
 
 
@@ -34,7 +35,7 @@ def disassemble(cubin):
 
 
 def summary(sass):
-    """Function -> counts of its global loads and stores, those of 16 bytes, and of local memory."""
+    """Function -> counts of global loads, stores, those of 16 bytes, spills, tensor products."""
     facts = {}
     for part in re.split(r"^\.text\.", sass, flags=re.M)[1:]:
         name, _, body = part.partition(":")
@@ -45,6 +46,7 @@ def summary(sass):
             "stores": len(stores),
             "wide_stores": sum(bool(WIDE.search(x)) for x in stores),
             "local": len(SPILL.findall(body)),
+            "products": len(PRODUCT.findall(body)),
         }
     return facts
 

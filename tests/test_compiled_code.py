@@ -38,6 +38,8 @@ def test_triton_kernels():
         sass, narrow = facts["sass"], facts["narrow"]
         if sass["local"]:
             complaints.append(f"{facts['name']} spills: {sass}")
+        if facts["products"] and not sass["products"]:
+            complaints.append(f"{facts['name']} uses no tensor cores: {sass}")
         for kind in ("loads", "stores"):
             exempt = kind in narrow or facts["dtype"] in narrow
             if sass[kind] and not sass[f"wide_{kind}"] and not exempt:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from lddgan_kernels._backend import default_backend
 from lddgan_kernels.models._derived import Derived
 from lddgan_kernels.models._frozen import FrozenConv
 from lddgan_kernels.ops.conv3x3 import conv3x3, pack_conv3x3, uses_winograd
@@ -38,6 +39,6 @@ class Conv3x3(nn.Conv2d):
         packed = self.packed(self.weight) if uses_winograd(x, self.weight) else None
         if more_bias is not None:
             bias = more_bias if bias is None else self.total_bias(bias, more_bias)
-        if residual is None or packed is not None:
+        if residual is None or packed is not None or default_backend() == "triton":
             return conv3x3(x, self.weight, bias, residual=residual, packed=packed)
         return residual_scale(residual, conv3x3(x, self.weight), bias=bias, factor=1.0)

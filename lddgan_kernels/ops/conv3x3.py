@@ -4,7 +4,9 @@ On the CPU in float32, channels_last, by Winograd's F(2x2, 3x3) (Lavin & Gray 20
 for convolutional neural networks", section 4.1): 16 multiplications where direct convolution has
 36, at direct convolution's accuracy. Everything else goes to PyTorch's convolution, which has
 matrix units for bfloat16 and on GPUs, and small inputs, whose time is that of reading the weights.
-Gradient: any order (PyTorch's convolution's).
+On a GPU Triton has an implicit matrix product for channels_last, which adds bias and residual too;
+it must be named, as no GPU has compared it with PyTorch's yet. Gradient: any order (PyTorch's
+convolution's).
 """
 
 from typing import Any
@@ -14,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lddgan_kernels import _extension
-from lddgan_kernels._backend import select
+from lddgan_kernels._backend import default_backend, select
 from lddgan_kernels._checks import check_image, check_tensor, fail, like_layout, memory_format
 
-KERNELS = ("cpu",)
+KERNELS = ("triton", "cpu")
 
 PANEL, LANE = 32, 16  # csrc/include/lddgan/conv3x3.h
 # In a batch; below, reading 16/9 of the weights costs more than the multiplications saved.
@@ -44,7 +46,7 @@ def conv3x3(
         residual: (N, D, H, W) of x's dtype.
         packed: `pack_conv3x3(weight)`, to spare packing it in this call. It must be of this weight:
             gradients are `weight`'s.
-        backend: "reference", "cpu" or None for the fastest that can run.
+        backend: "reference", "cpu", "triton" or None: "cpu" on the CPU, else PyTorch's.
 
     Returns:
         (N, D, H, W) of x's dtype, in x's layout.
@@ -53,14 +55,18 @@ def conv3x3(
         ValueError: a shape does not fit. RuntimeError: a named backend cannot run.
     """
     _check(x, weight, bias, residual)
-    chosen = select("conv3x3", x, backend, KERNELS)
-    if chosen == "reference" or not uses_winograd(x, weight):
+    kernels = KERNELS if backend or default_backend() else ("cpu",)
+    chosen = select("conv3x3", x, backend, kernels)
+    fits = uses_winograd if chosen == "cpu" else _suits_triton
+    if chosen == "reference" or not fits(x, weight):
         return conv3x3_reference(x, weight, bias, residual)
-    if packed is None:
+    if chosen == "triton":
+        packed = None
+    elif packed is None:
         packed = pack_conv3x3(weight)
     if torch.is_grad_enabled() and _needs_grad(x, weight, bias, residual):
         return _Conv3x3.apply(x, weight, bias, residual, packed)
-    return _forward(x, packed, bias, residual)
+    return _forward(x, weight, packed, bias, residual)
 
 
 def conv3x3_reference(
@@ -82,6 +88,14 @@ def pack_conv3x3(weight: Tensor) -> Tensor:
     Only for weights of which `uses_winograd` holds.
     """
     return torch.ops.lddgan.pack_conv3x3(weight.detach(), False)
+
+
+def _suits_triton(x: Tensor, weight: Tensor) -> bool:
+    return (
+        x.dtype == weight.dtype
+        and memory_format(x) is torch.channels_last
+        and not torch.is_autocast_enabled(x.device.type)
+    )
 
 
 def _suits(x: Tensor, weight: Tensor, c_out: int, c_in: int) -> bool:
@@ -126,10 +140,10 @@ class _Conv3x3(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         residual: Tensor | None,
-        packed: Tensor,
+        packed: Tensor | None,
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _forward(x, packed, bias, residual)
+        return _forward(x, weight, packed, bias, residual)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -153,9 +167,20 @@ class _Conv3x3(torch.autograd.Function):
         return others[0] if grad_x is None else grad_x, others[1], others[2], grad_residual, None
 
 
-def _forward(x: Tensor, packed: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+def _forward(
+    x: Tensor,
+    weight: Tensor,
+    packed: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+) -> Tensor:
+    """Winograd's on the CPU, which has a packed weight, else Triton's."""
     if residual is not None:
         residual = like_layout(residual, torch.channels_last)
+    if packed is None:
+        from lddgan_kernels.triton import conv3x3 as kernel
+
+        return kernel.forward(x, weight, bias, residual)
     return torch.ops.lddgan.conv3x3(x, packed, bias, residual)
 
 

@@ -3,7 +3,8 @@
 `tests/cuda_emulation` compiles csrc/cuda as plain C++; its module registers the same operators
 for CPU tensors as `torch.ops.lddgan_emulated`, which stand in for `torch.ops.lddgan` meanwhile.
 
-Triton's interpreter truncates where a GPU rounds float32 to bfloat16; here it rounds as well.
+Triton's interpreter truncates where a GPU rounds float32 to bfloat16, and multiplies matrices of
+bfloat16 by their bits; here it rounds as well, and multiplies their values.
 """
 
 import numpy
@@ -44,4 +45,16 @@ def _rounding_interpreter(request, monkeypatch):
         rounded = torch.from_numpy(numpy.array(values, numpy.float32)).bfloat16()
         return rounded.view(torch.int16).numpy().view(numpy.uint16)
 
+    multiply = interpreter.InterpreterBuilder.create_dot
+
+    def values_of(operand):
+        if operand.dtype.name != "bf16":
+            return operand
+        wide = (operand.data.astype(numpy.uint32) << 16).view(numpy.float32)
+        return interpreter.TensorHandle(wide, interpreter.tl.float32)
+
+    def multiply_values(self, a, b, *options):
+        return multiply(self, values_of(a), values_of(b), *options)
+
     monkeypatch.setattr(interpreter, "_convert_float", rounding)
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", multiply_values)

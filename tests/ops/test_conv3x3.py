@@ -5,11 +5,13 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck, gradgradcheck
 
+from lddgan_kernels import use_backend
 from lddgan_kernels._extension import build_info
+from lddgan_kernels.models.conv3x3 import Conv3x3
 from lddgan_kernels.ops import conv3x3
 from lddgan_kernels.ops.conv3x3 import pack_conv3x3, uses_winograd
 from lddgan_kernels.testing import assert_error_rule
-from tests.conftest import backends_of
+from tests.conftest import backends_of, device_of
 
 module = sys.modules["lddgan_kernels.ops.conv3x3"]
 BACKENDS = backends_of(module)
@@ -22,11 +24,12 @@ def plain(x, weight, bias=None, residual=None):
     return out if residual is None else out + residual
 
 
-def tensors(n, c, d, h, w, dtype=torch.float32, layout=CL, offset=0.0):
+def tensors(n, c, d, h, w, dtype=torch.float32, layout=CL, offset=0.0, backend="cpu"):
     x = (torch.randn(n, c, h, w) + offset).to(dtype).to(memory_format=layout)
     weight = (torch.randn(d, c, 3, 3) / (9 * c) ** 0.5).to(dtype)
     residual = torch.randn(n, d, h, w).to(dtype).to(memory_format=layout)
-    return x, weight, torch.randn(d).to(dtype), residual
+    made = x, weight, torch.randn(d).to(dtype), residual
+    return [t.to(device_of(backend)) for t in made]
 
 
 # (N, C, D, H, W): whole and odd tiles, one and many panels, both row counts, every edge.
@@ -42,11 +45,23 @@ SHAPES = [
 ]
 
 
+# For Triton, in few programs: odd widths and maps, several blocks of channels, nothing.
+FEW = [
+    (2, 3, 5, 5, 4),
+    (1, 20, 35, 3, 7),
+    (1, 70, 16, 1, 9),
+    (3, 32, 32, 4, 4),
+    SHAPES[-1],
+]
+CASES = [
+    (backend, shape) for backend in BACKENDS for shape in (FEW if backend == "triton" else SHAPES)
+]
+
+
 @pytest.mark.parametrize("extras", [False, True])
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("backend", "shape"), CASES)
 def test_forward_and_gradient(backend, shape, extras):
-    x, weight, bias, residual = tensors(*shape)
+    x, weight, bias, residual = tensors(*shape, backend=backend)
     inputs = (x, weight, bias, residual) if extras else (x, weight)
     if backend == "cpu" and shape[0]:
         assert uses_winograd(x, weight) == (build_info()["cpu_isa"] != "baseline")
@@ -62,7 +77,7 @@ def test_forward_and_gradient(backend, shape, extras):
     assert_error_rule(out, theirs, exact)
     with torch.no_grad():
         assert torch.equal(ours(*inputs), out)
-    grad = torch.randn(out.shape)
+    grad = torch.randn_like(out)
     grads = (
         torch.autograd.grad(out, inputs, grad),
         torch.autograd.grad(theirs, inputs, grad),
@@ -77,11 +92,37 @@ def test_forward_and_gradient(backend, shape, extras):
 @pytest.mark.parametrize("channels", [(32, 32), (3, 20), (32, 3)])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_other_dtypes_layouts_and_widths(backend, channels, layout, dtype):
-    x, weight, bias, residual = tensors(4, *channels, 9, 8, dtype, layout)
+    x, weight, bias, residual = tensors(4, *channels, 9, 8, dtype, layout, backend=backend)
     out = conv3x3(x, weight, bias, residual=residual, backend=backend)
     assert out.is_contiguous(memory_format=layout)
     exact = plain(*(t.double() for t in (x, weight, bias, residual)))
     assert_error_rule(out, plain(x, weight, bias, residual), exact)
+
+
+@pytest.mark.parametrize("backend", [b for b in BACKENDS if b == "triton"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_whole_and_split_sums(backend, dtype, monkeypatch):
+    from lddgan_kernels.triton import conv3x3 as kernel
+
+    given = tensors(1, 40, 33, 9, 9, dtype, backend=backend)
+    exact = plain(*(t.double() for t in given))
+    for multiprocessors in (1, 8, 1000):  # one program's sum, two, each block's own
+        monkeypatch.setattr(kernel, "MULTIPROCESSORS", multiprocessors)
+        x, weight, bias, residual = given
+        out = conv3x3(x, weight, bias, residual=residual, backend=backend)
+        assert_error_rule(out, plain(*given), exact)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_layer_adds_biases_and_residual(backend):
+    x, weight, bias, residual = tensors(2, 8, 12, 4, 5, backend=backend)
+    layer = Conv3x3(8, 12).to(x.device, memory_format=CL)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+    given = x, weight, (layer.bias + bias).detach(), residual
+    exact = plain(*(t.double() for t in given))
+    with use_backend(backend):
+        assert_error_rule(layer(x, residual, bias), plain(*given), exact)
 
 
 @native
@@ -195,5 +236,5 @@ def test_bad_input():
         conv3x3(x, weight, bias[1:])
     with pytest.raises(ValueError, match="conv3x3: residual must be of shape"):
         conv3x3(x, weight, residual=residual[..., 1:])
-    with pytest.raises(RuntimeError, match="has no triton kernel"):
-        conv3x3(x, weight, backend="triton")
+    with pytest.raises(RuntimeError, match="has no cuda kernel"):
+        conv3x3(x, weight, backend="cuda")
