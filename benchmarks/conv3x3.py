@@ -31,7 +31,7 @@ def cases() -> Iterator[Case]:
         for shape in DECODER:
             yield _case("decoder", 1, *shape, torch.float32)
         return
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.bfloat16, torch.float32):
         name = str(dtype).removeprefix("torch.")
         for n in (1, 100):
             for group, shapes in (("generator", GENERATOR), ("decoder", DECODER)):
