@@ -2,7 +2,8 @@
 
 `eager` is the fastest depthwise form: a strided `conv2d` down, a strided `conv_transpose2d` up.
 `published` is how networks without a kernel of their own do it: zeros between the elements by
-padding a view, then `conv2d` of all channels as samples, then every second element.
+padding a view, then `conv2d` of all channels as samples, then every second element. `copy` moves as
+many bytes between tensors that exist.
 """
 
 import math
@@ -84,7 +85,8 @@ def _case(direction, shape, layout, backward) -> Case:
 
     wrap = (lambda fn: with_gradient(fn, (0,))) if backward else (lambda fn: fn)
     way = "forward+backward" if backward else "forward"
-    moved = 4 * (math.prod(shape) + math.prod(out_shape))
+    moved = 4 * (math.prod(shape) + math.prod(out_shape)) * (2 if backward else 1)
+    source, target = torch.randn(2, moved // 8, device=device()).unbind()
     return Case(
         name=f"{direction} {'x'.join(map(str, shape))} float32 {layout} {way}",
         group=f"{direction} float32 {layout} {way}",
@@ -94,8 +96,9 @@ def _case(direction, shape, layout, backward) -> Case:
             "eager": wrap(depthwise),
             "compile": wrap(fresh_compile(depthwise)),
             "published": wrap(published),
+            "copy": lambda *_: target.copy_(source),
         },
         check=check,
-        bytes_moved=moved * (2 if backward else 1),
+        bytes_moved=moved,
         targets=TARGETS,
     )

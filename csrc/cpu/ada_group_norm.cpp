@@ -64,7 +64,7 @@ LDDGAN_INLINE void write_statistics(const AdaGroupNormArgs& a, int64_t first, in
 }
 
 // The second pass on one or more vectors: y = act(affine(x)), affine(k, v) being the k-th one's.
-// Meanwhile `ahead` fetches what the first pass reads next.
+// Meanwhile what lies `ahead` is fetched: what is read next.
 template <typename T, bool kSilu, bool kStream, typename Lanes, typename Affine>
 LDDGAN_INLINE void normalise(const T* x, T* y, int64_t ahead, Lanes lanes, const Affine& affine) {
   constexpr int kCount = kVectorsOf<Lanes>;
@@ -316,7 +316,7 @@ void forward_channels_last(const AdaGroupNormArgs& a, int64_t block, int64_t beg
         const T* x = sources[parts[k].second] + parts[k].offset + r * parts[k].stride;
         T* y = out + r * channels + parts[k].channel;
         const int64_t from = parts[k].channel - first;
-        const int64_t ahead = next_item(a, parts[k], block);
+        const int64_t ahead = backwards ? -8 * parts[k].stride : next_item(a, parts[k], block);
         for_vectors<kForwardBlock>(parts[k].count, [&](int64_t i, auto lanes) {
           normalise<T, kSilu, kStream>(x + i, y + i, ahead, lanes, [&](int v, Vec value) {
             const int64_t j = from + i + v * kWidth;

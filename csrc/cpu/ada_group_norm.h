@@ -141,7 +141,13 @@ LDDGAN_INLINE void before_activation(const Vec (&u)[count], Vec (&v)[count]) {
   if constexpr (kSilu) {
     Vec s[count];
     sigmoid<T>(u, s);
-    for (int k = 0; k < count; ++k) v[k] *= s[k] * (u[k] - u[k] * s[k]) + s[k];
+    for (int k = 0; k < count; ++k) {
+#if defined(__FMA__)
+      v[k] *= s[k] * (u[k] - u[k] * s[k]) + s[k];
+#else
+      v[k] *= s[k] * (u[k] * (1.0f - s[k])) + s[k];  // u s would be rounded before it cancels
+#endif
+    }
   }
 }
 
