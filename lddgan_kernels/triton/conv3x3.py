@@ -122,20 +122,21 @@ _POINTERS = dict.fromkeys(("x_ptr", "weight_ptr", "bias_ptr", "residual_ptr", "o
 _NUMBERS = dict.fromkeys(("pixels", "height", "width", "c_in", "c_out", "steps"), "i32")
 
 
-def _entry(rows: int, columns: int, inner: int, warps: int) -> tuple[object, ...]:
+def _entry(pixels: int, channels: int, wide: bool) -> tuple[object, ...]:
+    rows, columns, inner, warps = tile(pixels, channels, channels, wide)
     sizes = {"ROWS": rows, "COLUMNS": columns, "INNER": inner}
     options = {"num_warps": warps, "num_stages": 3, "unaligned": ("steps",), "products": True}
-    if columns == 128:
-        options["dtypes"] = ("bf16", "fp16")
+    options["dtypes"] = ("fp32",) if wide else ("bf16", "fp16")
     return _conv3x3_kernel, _POINTERS | _NUMBERS, sizes, options
 
 
 # What tests/test_compiled_code.py compiles ahead of time: (kernel, signature, constants, options).
 AOT = (
-    _entry(*tile(16, 256, 256, False)),
-    _entry(*tile(256, 128, 128, True)),
-    _entry(*tile(6400, 128, 128, False)),
-    _entry(*tile(1 << 16, 128, 128, False)),
+    _entry(16, 256, False),
+    _entry(16, 256, True),
+    _entry(6400, 128, False),
+    _entry(1 << 16, 128, False),
+    _entry(1 << 16, 128, True),
     (
         _sum_kernel,
         {
