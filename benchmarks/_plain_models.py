@@ -8,6 +8,7 @@ layout that they are given.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from lddgan_kernels.models import (
     layers,
     vit_generator,
 )
+from lddgan_kernels.ops.residual_scale import residual_scale_reference
 
 Form = dict[str, Callable]
 
@@ -94,8 +96,55 @@ def best_filter(x: Tensor, taps: Tensor, pad: Sequence[int]) -> Tensor:
     return F.conv2d(x, weight, padding=pad[0], groups=x.shape[1])
 
 
-def residual_scale(x: Tensor, h: Tensor) -> Tensor:
-    return (x + h) / 2**0.5
+def residual_scale(
+    x: Tensor,
+    h: Tensor,
+    *,
+    h2: Tensor | None = None,
+    bias: Tensor | None = None,
+    factor: float = 0.5**0.5,
+) -> Tensor:
+    """`residual_scale` step by step."""
+    return residual_scale_reference(x, h, h2, bias, factor)
+
+
+# What of our models leaves a convolution's bias to the next pass; PyTorch's own convolutions add it
+# for nothing on a CPU.
+
+
+def finish(
+    block: blocks.Block,
+    x: Tensor,
+    h: Tensor,
+    mine: layers.BlockControl,
+    *,
+    h2: Tensor | None = None,
+    folds: bool = False,
+) -> Tensor:
+    """`Block.finish`."""
+    h = norm(h, mine.scale1, mine.shift1, block.groups[1], bias=mine.bias)
+    if block.dropout:
+        h = F.dropout(h, block.dropout, block.training)
+    bias = layers.bias_of(block.conv1)
+    if block.shortcut is not None:
+        bias = block.total_bias(bias, layers.bias_of(block.shortcut))
+    h = F.conv2d(h, block.conv1.weight, bias, padding=1)
+    return residual_scale(x, h, h2=h2, factor=block.factor)
+
+
+def pyramid_down(step: blocks.PyramidDown, x: Tensor, h: Tensor) -> Tensor:
+    """`PyramidDown.forward`."""
+    x = blocks.upfirdn2d(x, step.taps, pad=(2, 2)) if step.fir else F.pad(x, (0, 1, 0, 1))
+    return layers.merge(step.conv(x), h, step.rescale)
+
+
+def discriminator_block(block: discriminator.DiscriminatorBlock, x: Tensor, bias: Tensor) -> Tensor:
+    """`DiscriminatorBlock.forward`."""
+    h = block.conv0(layers.leaky_relu(x))
+    h = layers.leaky_relu(h + bias[:, :, None, None])
+    if block.down:
+        h, x = discriminator.downsample2d(h), discriminator.downsample2d(x)
+    return residual_scale(block.shortcut(x), block.conv1(h))
 
 
 PUBLISHED: Form = {
@@ -107,23 +156,30 @@ BEST: Form = {"upsample2d": best_up, "downsample2d": best_down, "upfirdn2d": bes
 
 
 MODULES = (layers, blocks, vit_generator, autoencoder_layers, discriminator)
+METHODS: tuple[tuple[Any, str, Callable], ...] = (
+    (blocks.Block, "finish", finish),
+    (blocks.PyramidDown, "forward", pyramid_down),
+    (discriminator.DiscriminatorBlock, "forward", discriminator_block),
+)
 
 
 @contextmanager
 def plain(form: Form) -> Iterator[None]:
     """Every model runs in plain PyTorch, with the FIR filters of `form`."""
     replacements = form | {"ada_group_norm": norm, "residual_scale": residual_scale}
-    swapped = [
-        (module, name, getattr(module, name), function)
+    places = [
+        (module, name, function)
         for module in MODULES
         for name, function in replacements.items()
         if hasattr(module, name)
     ]
+    places += METHODS
+    swapped = [(owner, name, getattr(owner, name)) for owner, name, _ in places]
     with use_backend("reference"):
-        for module, name, _, function in swapped:
-            setattr(module, name, function)
+        for owner, name, function in places:
+            setattr(owner, name, function)
         try:
             yield
         finally:
-            for module, name, original, _ in swapped:
-                setattr(module, name, original)
+            for owner, name, original in swapped:
+                setattr(owner, name, original)

@@ -5,6 +5,14 @@ import pytest
 import torch
 
 from benchmarks import _harness, _plot, floors
+from benchmarks._plain_models import BEST, PUBLISHED, plain
+from lddgan_kernels.models import (
+    Discriminator,
+    DiscriminatorConfig,
+    Generator,
+    GeneratorConfig,
+    WaveletGenerator,
+)
 
 RESULT = {
     "summary": {
@@ -67,3 +75,25 @@ def test_an_interrupted_benchmark_keeps_its_cases(tmp_path, monkeypatch):
     assert [row["name"] for row in stored["rows"]] == ["first"]
     assert not stored["complete"]
     assert stored["summary"]["group"]["eager"]["ratio"] > 0
+
+
+@pytest.mark.parametrize("form", [PUBLISHED, BEST])
+@pytest.mark.parametrize("kind", [Generator, WaveletGenerator, Discriminator])
+def test_plain_models_compute_the_same(kind, form):
+    torch.manual_seed(0)
+    x, t = torch.randn(2, 3, 16, 16), torch.tensor([0, 3])
+    if kind is Discriminator:
+        config = DiscriminatorConfig(kind="large", channels=3, base_channels=8, num_blocks=4)
+        inputs = x, t, torch.randn_like(x)
+    else:
+        config = GeneratorConfig(3, 16, 16, (1, 2), 1, attention_resolutions=(8,))
+        inputs = x, t, torch.randn(2, 25)
+    model = kind(config).eval().requires_grad_(False)
+    for parameter in model.parameters():  # biases too
+        parameter.add_(torch.randn_like(parameter) * 0.05)
+    expected = model(*inputs)
+    with plain(form):
+        found = model(*inputs)
+    assert not torch.equal(found, expected)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+    torch.testing.assert_close(model(*inputs), expected, rtol=0, atol=0)
