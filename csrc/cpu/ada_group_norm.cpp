@@ -68,8 +68,7 @@ LDDGAN_INLINE void write_statistics(const AdaGroupNormArgs& a, int64_t first, in
 template <typename T, bool kSilu, bool kStream, typename Lanes, typename Affine>
 LDDGAN_INLINE void normalise(const T* x, T* y, int64_t ahead, Lanes lanes, const Affine& affine) {
   constexpr int kCount = kVectorsOf<Lanes>;
-  constexpr int kLine = 64 / sizeof(T);
-  for (int i = 0; i < kCount * kWidth; i += kLine) __builtin_prefetch(x + i + ahead, 0, 2);
+  prefetch<Lanes>(x + ahead);
   Vec u[kCount], s[kCount];
   for (int k = 0; k < kCount; ++k) u[k] = affine(k, load(x + k * kWidth, lanes));
   if constexpr (kSilu) sigmoid<T>(u, s);

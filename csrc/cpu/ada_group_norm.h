@@ -155,6 +155,13 @@ LDDGAN_INLINE void before_activation(const Vec (&u)[count], Vec (&v)[count]) {
 constexpr int kForwardBlock = kWidth == 16 ? 4 : 2;
 constexpr int kBackwardBlock = kWidth == 16 ? 2 : 1;
 
+// Fetches as many vectors from p on into the second cache as `Lanes` stands for.
+template <typename Lanes, typename T>
+LDDGAN_INLINE void prefetch(const T* p) {
+  constexpr int kLine = 64 / sizeof(T);
+  for (int i = 0; i < kVectorsOf<Lanes> * kWidth; i += kLine) __builtin_prefetch(p + i, 0, 2);
+}
+
 // Channels [begin, end) of row n as floats; zeros where the rows are null.
 inline void read_row(const ChannelRows& rows, int64_t n, int64_t begin, int64_t end, float* to) {
   if (rows.data == nullptr) return fill_zero(to, end - begin);

@@ -60,11 +60,8 @@ void backward_contiguous(const AdaGroupNormBackwardArgs& b, int64_t begin, int64
         for_vectors<kBackwardBlock>(rest < kPart * kWidth ? rest : kPart * kWidth,
                                     [&](int64_t j, auto lanes) {
                                       constexpr int kCount = kVectorsOf<decltype(lanes)>;
-                                      constexpr int kLine = 64 / sizeof(T);
-                                      for (int k = 0; k < kCount * kWidth; k += kLine) {
-                                        __builtin_prefetch(x + part + j + k + ahead, 0, 2);
-                                        __builtin_prefetch(grad + part + j + k + ahead, 0, 2);
-                                      }
+                                      prefetch<decltype(lanes)>(x + part + j + ahead);
+                                      prefetch<decltype(lanes)>(grad + part + j + ahead);
                                       Vec d[kCount], u[kCount], value[kCount];
                                       for (int k = 0; k < kCount; ++k) {
                                         d[k] = load(x + part + j + k * kWidth, lanes) - q;

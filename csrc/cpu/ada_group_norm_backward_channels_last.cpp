@@ -40,13 +40,6 @@ void for_items(const AdaGroupNormArgs& a, int64_t element_bytes, const F& f) {
       [&](int64_t begin, int64_t end) { f(block, Tiles{tile_count(a), false}, begin, end); });
 }
 
-// Fetches as many vectors from p on into the second cache as `Lanes` stands for.
-template <typename Lanes, typename T>
-LDDGAN_INLINE void prefetch(const T* p) {
-  constexpr int kLine = 64 / sizeof(T);
-  for (int i = 0; i < kVectorsOf<Lanes> * kWidth; i += kLine) __builtin_prefetch(p + i, 0, 2);
-}
-
 // The sum of `count` rows of `width` floats, whole vectors.
 inline void add_rows(const float* rows, int64_t count, int64_t width, float* to) {
   for (int64_t i = 0; i < width; i += kWidth) {
