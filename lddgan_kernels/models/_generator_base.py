@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lddgan_kernels._module_state import ModuleState
 from lddgan_kernels.models._replay import Replay
+from lddgan_kernels.models.layers import Mapping, StyleBank
 
 
 class GeneratorBase(nn.Module):
@@ -17,6 +18,8 @@ class GeneratorBase(nn.Module):
         config: the structure; it has `channels`, `resolution` and `z_dim`.
     """
 
+    mapping: Mapping
+    style_bank: StyleBank
     _predict: Callable[..., Tensor]  # x_0 from x and its conditions, which fit
 
     def __init__(self, config: Any) -> None:
@@ -98,3 +101,8 @@ class GeneratorBase(nn.Module):
     def _conditions(self, state: ModuleState | None, t: Tensor, z: Tensor) -> tuple[Tensor, ...]:
         """What t (N,) and z (N, z_dim) set in the network, N rows each; `state` for `replay`."""
         raise NotImplementedError
+
+    def _styles(self, z: Tensor) -> Tensor:
+        """Scale and shift of every adaptive norm, side by side."""
+        styles: Tensor = self.style_bank(self.mapping(z))
+        return styles

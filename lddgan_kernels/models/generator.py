@@ -205,10 +205,6 @@ class Generator(GeneratorBase):
     def _conditions(self, state: ModuleState | None, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         return self.replay(state, self._styles, z), self._time_biases(t)
 
-    def _styles(self, z: Tensor) -> Tensor:
-        styles: Tensor = self.style_bank(self.mapping(z))
-        return styles
-
     def _predict(self, x: Tensor, styles: Tensor, biases: Tensor) -> Tensor:
         control = self._control(styles, biases)
         x = self._fold(x)

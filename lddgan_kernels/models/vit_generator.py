@@ -146,10 +146,6 @@ class ViTGenerator(GeneratorBase):
     def _conditions(self, state: ModuleState | None, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         return self.replay(state, self._styles, z), timestep_embedding(t, self.config.width)
 
-    def _styles(self, z: Tensor) -> Tensor:
-        styles: Tensor = self.style_bank(self.mapping(z))
-        return styles
-
     def _predict(self, x: Tensor, style_rows: Tensor, step: Tensor) -> Tensor:
         config = self.config
         styles = style_rows.split(self.style_bank.sizes, dim=1)
