@@ -111,13 +111,12 @@ __global__ void __launch_bounds__(kNormThreads, 1)
   NormTile t = norm_tile<VEC, CHANNELS_LAST>(a, groups, parts);
   LDDGAN_DYNAMIC_SHARED(float, shared);
   float* scratch = shared;
-  float* rows = scratch + scratch_floats;
-  float* per_channel = rows + 3 * t.channels;
-  float* own = per_channel + 2 * t.channels;
+  float* bias = scratch + scratch_floats;
+  float* per_channel = bias + t.channels;     // [2][channels]
+  float* own = per_channel + 2 * t.channels;  // [2][groups]
   float* pivot = own + 2 * t.groups;  // [groups]: a value of the group, to stay near its mean
-  load_rows(a, t, rows);
+  load_bias(a, t, bias);
   __syncthreads();
-  const float* bias = rows + 2 * t.channels;
   for (int g = threadIdx.x; g < t.groups; g += blockDim.x) {
     int channel = g * t.cpg;
     float value = 0;
@@ -166,29 +165,8 @@ __global__ void __launch_bounds__(kNormThreads, 1)
   float* rows = shared;
   float* moments = rows + 3 * t.channels;
   load_rows(a, t, rows);
-  // Merges the parts' moments (Chan) around the first part's mean.
-  int size = ((int(a.pixels) + VEC - 1) / VEC + parts - 1) / parts * VEC;
-  const float count = float(t.cpg) * float(a.pixels);
-  for (int g = threadIdx.x; g < t.groups; g += blockDim.x) {
-    const float* p = partial + (t.sample * a.groups + t.first_group + g) * parts * 2;
-    float mean = p[0], missed = 0, squares = 0;
-    for (int pass = 0; pass < 2; ++pass) {
-      float total = 0;
-      for (int i = 0; i < parts && i * size < a.pixels; ++i) {
-        float n = float(t.cpg) * float(min(size, int(a.pixels) - i * size));
-        float away = p[2 * i] - mean - missed;
-        total += pass == 0 ? n * away : p[2 * i + 1] + n * away * away;
-      }
-      if (pass == 0) {
-        missed = total / count;
-      } else {
-        squares = total;
-      }
-    }
-    moments[g] = mean;
-    moments[t.groups + g] = missed;
-    moments[2 * t.groups + g] = rsqrtf(squares / count + a.eps);
-  }
+  merge_parts(partial + t.sample * a.groups * parts * 2, t.first_group, t.groups, t.cpg, a.pixels,
+              parts, a.eps, moments);
   __syncthreads();
   store_moments(a, t, moments);
   each_pack<VEC, CHANNELS_LAST>(t, [&](int channel, int position, int) {
@@ -198,48 +176,65 @@ __global__ void __launch_bounds__(kNormThreads, 1)
   });
 }
 
+// How the blocks of a plan are launched.
+struct NormLaunch {
+  unsigned blocks;
+  int threads, channels, scratch;
+};
+
+template <int VEC, bool CHANNELS_LAST>
+NormLaunch norm_launch(const AdaGroupNormArgs& a, const AdaGroupNormPlan& plan) {
+  int channels = plan.groups * int((a.channels1 + a.channels2) / a.groups);
+  int threads = norm_threads(channels * norm_held_pixels(a.pixels, plan.parts) / VEC);
+  return {unsigned(a.samples * (a.groups / plan.groups) * plan.parts), threads, channels,
+          norm_sum_floats(2, threads, channels, VEC, CHANNELS_LAST)};
+}
+
+template <typename T, int VEC, bool CHANNELS_LAST>
+cudaError_t launch_moments(const AdaGroupNormArgs& a, const AdaGroupNormPlan& plan, void* stream) {
+  NormLaunch n = norm_launch<VEC, CHANNELS_LAST>(a, plan);
+  return launch_kernel(moments_kernel<T, VEC, CHANNELS_LAST>, n.blocks, n.threads,
+                       size_t(n.scratch + 3 * n.channels + 3 * plan.groups) * 4, stream, 1, a,
+                       plan.workspace, plan.groups, plan.parts, n.scratch);
+}
+
 template <typename T, int VEC, bool CHANNELS_LAST>
 cudaError_t launch_forward(const AdaGroupNormArgs& a, const AdaGroupNormPlan& plan, void* stream) {
-  int cpg = int((a.channels1 + a.channels2) / a.groups), channels = plan.groups * cpg;
-  int64_t tile = int64_t(channels) * ((a.pixels + plan.parts - 1) / plan.parts);
-  int threads = norm_threads(tile / VEC);
-  unsigned blocks = unsigned(a.samples * (a.groups / plan.groups) * plan.parts);
-  int scratch = norm_sum_floats(2, threads, channels, VEC, CHANNELS_LAST);
-  int floats = scratch + 5 * channels + 7 * plan.groups;
+  NormLaunch n = norm_launch<VEC, CHANNELS_LAST>(a, plan);
   if (plan.onchip) {
-    // Parts are whole packs, so the last positions may round up.
-    int64_t pixels = ((a.pixels + VEC - 1) / VEC + plan.parts - 1) / plan.parts * VEC;
-    size_t bytes = (floats + 3) / 4 * 16 + size_t(channels) * pixels * sizeof(T);
-    return launch_kernel(forward_onchip_kernel<T, VEC, CHANNELS_LAST>, blocks, threads, bytes,
-                         stream, unsigned(plan.parts), a, plan.groups, plan.parts, scratch);
+    int floats = n.scratch + 5 * n.channels + 7 * plan.groups;
+    size_t bytes = (floats + 3) / 4 * 16 +
+                   size_t(n.channels) * norm_held_pixels(a.pixels, plan.parts) * sizeof(T);
+    return launch_kernel(forward_onchip_kernel<T, VEC, CHANNELS_LAST>, n.blocks, n.threads, bytes,
+                         stream, unsigned(plan.parts), a, plan.groups, plan.parts, n.scratch);
   }
-  cudaError_t error =
-      launch_kernel(moments_kernel<T, VEC, CHANNELS_LAST>, blocks, threads, size_t(floats) * 4,
-                    stream, 1, a, plan.workspace, plan.groups, plan.parts, scratch);
+  cudaError_t error = launch_moments<T, VEC, CHANNELS_LAST>(a, plan, stream);
   if (error != cudaSuccess) return error;
-  return launch_kernel(apply_kernel<T, VEC, CHANNELS_LAST>, blocks, threads,
-                       size_t(3 * channels + 3 * plan.groups) * 4, stream, 1, a, plan.workspace,
+  return launch_kernel(apply_kernel<T, VEC, CHANNELS_LAST>, n.blocks, n.threads,
+                       size_t(3 * n.channels + 3 * plan.groups) * 4, stream, 1, a, plan.workspace,
                        plan.groups, plan.parts);
 }
 
 }  // namespace
 
+int ada_group_norm_moments_cuda(const AdaGroupNormArgs& a, const AdaGroupNormPlan& plan,
+                                void* stream) {
+  return visit_packs(
+      a.dtype, a.channels_last, [&](auto vec) { return norm_can_pack<vec()>(a, plan.groups); },
+      [&](auto* type, auto vec, auto channels_last) {
+        using T = std::remove_pointer_t<decltype(type)>;
+        return launch_moments<T, vec(), channels_last()>(a, plan, stream);
+      });
+}
+
 int ada_group_norm_forward_cuda(const AdaGroupNormArgs& a, const AdaGroupNormPlan& plan,
                                 void* stream) {
-  cudaError_t error = cudaSuccess;
-  visit(a.dtype, [&](auto* type) {
-    using T = typename DeviceType<std::remove_pointer_t<decltype(type)>>::type;
-    constexpr int kPack = 16 / sizeof(T);
-    bool packed = norm_can_pack<kPack>(a, plan.groups);
-    if (a.channels_last) {
-      error = packed ? launch_forward<T, kPack, true>(a, plan, stream)
-                     : launch_forward<T, 1, true>(a, plan, stream);
-    } else {
-      error = packed ? launch_forward<T, kPack, false>(a, plan, stream)
-                     : launch_forward<T, 1, false>(a, plan, stream);
-    }
-  });
-  return error;
+  return visit_packs(
+      a.dtype, a.channels_last, [&](auto vec) { return norm_can_pack<vec()>(a, plan.groups); },
+      [&](auto* type, auto vec, auto channels_last) {
+        using T = std::remove_pointer_t<decltype(type)>;
+        return launch_forward<T, vec(), channels_last()>(a, plan, stream);
+      });
 }
 
 }  // namespace lddgan

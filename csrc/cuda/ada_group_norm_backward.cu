@@ -137,8 +137,8 @@ __global__ void __launch_bounds__(kNormThreads, 1)
   float* means = moments + 2 * t.groups;     // [2][groups]
   int used = scratch_floats + 9 * t.channels + 4 * t.groups;
   auto* x_cache = reinterpret_cast<NormPack<T, VEC>*>(shared + (used + 3) / 4 * 4);
-  int row = ((int(a.pixels) + VEC - 1) / VEC + parts - 1) / parts;  // packs of positions a part
-  auto* grad_cache = x_cache + t.columns * row * (CHANNELS_LAST ? VEC : 1);
+  auto* grad_cache =
+      x_cache + t.channels * min(norm_part_size(a.pixels, parts), int(a.pixels)) / VEC;
   load_rows(a, t, rows);
   load_moments(a, t, moments);
   __syncthreads();
@@ -222,14 +222,13 @@ cudaError_t launch_backward(const AdaGroupNormBackwardArgs& b, const AdaGroupNor
                             void* stream) {
   const AdaGroupNormArgs& a = b.forward;
   int cpg = int((a.channels1 + a.channels2) / a.groups), channels = plan.groups * cpg;
-  int64_t tile = int64_t(channels) * ((a.pixels + plan.parts - 1) / plan.parts);
+  int64_t tile = channels * norm_held_pixels(a.pixels, plan.parts);
   int threads = norm_threads(tile / VEC);
   unsigned blocks = unsigned(a.samples * (a.groups / plan.groups) * plan.parts);
   int scratch = norm_sum_floats(3, threads, channels, VEC, CHANNELS_LAST);
   if (plan.onchip) {
-    int64_t pixels = ((a.pixels + VEC - 1) / VEC + plan.parts - 1) / plan.parts * VEC;
     int floats = scratch + 9 * channels + 4 * plan.groups;
-    size_t bytes = (floats + 3) / 4 * 16 + 2 * size_t(channels) * pixels * sizeof(T);
+    size_t bytes = (floats + 3) / 4 * 16 + 2 * size_t(tile) * sizeof(T);
     return launch_kernel(backward_onchip_kernel<T, VEC, CHANNELS_LAST>, blocks, threads, bytes,
                          stream, unsigned(plan.parts), b, plan.groups, plan.parts, scratch);
   }
@@ -246,25 +245,20 @@ cudaError_t launch_backward(const AdaGroupNormBackwardArgs& b, const AdaGroupNor
 
 int ada_group_norm_backward_cuda(const AdaGroupNormBackwardArgs& b, const AdaGroupNormPlan& plan,
                                  void* stream) {
-  cudaError_t error = cudaSuccess;
-  visit(b.forward.dtype, [&](auto* type) {
-    using T = typename DeviceType<std::remove_pointer_t<decltype(type)>>::type;
-    constexpr int kPack = 16 / sizeof(T);
-    AdaGroupNormArgs outputs = b.forward;  // the other pointers, asked the same question
-    outputs.x = b.grad_x;
-    outputs.x2 = b.grad_x2;
-    outputs.out = const_cast<void*>(b.grad_out);
-    bool packed =
-        norm_can_pack<kPack>(b.forward, plan.groups) && norm_can_pack<kPack>(outputs, plan.groups);
-    if (b.forward.channels_last) {
-      error = packed ? launch_backward<T, kPack, true>(b, plan, stream)
-                     : launch_backward<T, 1, true>(b, plan, stream);
-    } else {
-      error = packed ? launch_backward<T, kPack, false>(b, plan, stream)
-                     : launch_backward<T, 1, false>(b, plan, stream);
-    }
-  });
-  return error;
+  AdaGroupNormArgs outputs = b.forward;  // the other pointers, asked the same question
+  outputs.x = b.grad_x;
+  outputs.x2 = b.grad_x2;
+  outputs.out = const_cast<void*>(b.grad_out);
+  return visit_packs(
+      b.forward.dtype, b.forward.channels_last,
+      [&](auto vec) {
+        return norm_can_pack<vec()>(b.forward, plan.groups) &&
+               norm_can_pack<vec()>(outputs, plan.groups);
+      },
+      [&](auto* type, auto vec, auto channels_last) {
+        using T = std::remove_pointer_t<decltype(type)>;
+        return launch_backward<T, vec(), channels_last()>(b, plan, stream);
+      });
 }
 
 }  // namespace lddgan

@@ -7,6 +7,8 @@ list of channel counts.
   sample on chip; x is read once and the result written once.
 - "split": groups too large for that, or too few of them to fill the device, are cut along H*W: a
   first kernel leaves partial moments, a second merges them and applies; x is read twice.
+
+Pieces of H*W are whole 8s of pixels, so the last ones may be empty.
 """
 
 import functools
@@ -60,6 +62,11 @@ def device_size(device: torch.device) -> DeviceSize:
     )
 
 
+def part_size(hw: int, parts: int) -> int:
+    """Pixels of a part, by the rule of the kernels (csrc/include/lddgan/moments.cuh)."""
+    return ((hw + 7) // 8 + parts - 1) // parts * 8
+
+
 @functools.lru_cache(maxsize=1024)
 def plan_norm(
     problem: tuple[int, int, int, int],
@@ -103,6 +110,50 @@ def _plan(
     max_cluster: int,
 ) -> NormPlan:
     n, cpg, num_groups, hw = problem
+    groups = _groups(problem, held, itemsize, channels_last, device)
+    tile = groups * cpg * hw * held
+    programs = n * num_groups // groups
+    cluster = 1
+    while cluster < min(max_cluster, -(-hw // 8)) and (
+        tile > cluster * capacity
+        or (programs * cluster < device.multiprocessors and tile > 2 * cluster * _LEAST_BYTES)
+    ):
+        cluster *= 2
+    fills = programs * cluster * 2 >= device.multiprocessors or tile <= 4 * _LEAST_BYTES
+    fits = min(part_size(hw, cluster), hw) * groups * cpg * held <= capacity
+    if fits and (cluster > 1 or fills):
+        return NormPlan("onchip", groups, cluster, 1)
+    return NormPlan("split", groups, _parts(programs, tile, hw, device), 2)
+
+
+@functools.lru_cache(maxsize=1024)
+def moments_plan(
+    problem: tuple[int, int, int, int], itemsize: int, channels_last: bool, device: DeviceSize
+) -> NormPlan:
+    """How a kernel is cut that leaves partial moments of what it writes: one pass, no tile kept.
+
+    Args:
+        problem, itemsize, channels_last, device: as for `plan_norm`.
+
+    Returns:
+        A plan of kind "split"; the moments are (N, groups of the norm, `parts`, 2). Whoever takes
+        moments reads the number of parts off their shape.
+    """
+    n, cpg, num_groups, hw = problem
+    groups = _groups(problem, itemsize, itemsize, channels_last, device)
+    programs, tile = n * num_groups // groups, groups * cpg * hw * itemsize
+    return NormPlan("split", groups, _parts(programs, tile, hw, device), 1)
+
+
+def _groups(
+    problem: tuple[int, int, int, int],
+    held: int,
+    itemsize: int,
+    channels_last: bool,
+    device: DeviceSize,
+) -> int:
+    """Neighbouring groups that make a program worth starting, and its accesses whole."""
+    n, cpg, num_groups, hw = problem
     groups = 1
     if channels_last:
         # Rows of at least 64 bytes, so that a memory sector is not fetched for a part of it.
@@ -114,18 +165,11 @@ def _plan(
         and n * num_groups // (groups * 2) >= _WAVES * device.multiprocessors
     ):
         groups *= 2
-    tile = groups * cpg * hw * held
-    programs = n * num_groups // groups
-    cluster = 1
-    while cluster < min(max_cluster, hw) and (
-        tile > cluster * capacity
-        or (programs * cluster < device.multiprocessors and tile > 2 * cluster * _LEAST_BYTES)
-    ):
-        cluster *= 2
-    fills = programs * cluster * 2 >= device.multiprocessors or tile <= 4 * _LEAST_BYTES
-    if tile <= cluster * capacity and (cluster > 1 or fills):
-        return NormPlan("onchip", groups, cluster, 1)
+    return groups
+
+
+def _parts(programs: int, tile: int, hw: int, device: DeviceSize) -> int:
+    """Pieces of H*W that let so many programs of so many bytes fill the device."""
     wanted = max(1, -(-_WAVES * device.multiprocessors // max(programs, 1)))
     largest = max(1, tile // _LEAST_BYTES)
-    parts = min(*(1 << (size - 1).bit_length() for size in (wanted, largest, hw)), 64)
-    return NormPlan("split", groups, parts, 2)
+    return min(*(1 << (size - 1).bit_length() for size in (wanted, largest, -(-hw // 8))), 64)

@@ -10,6 +10,13 @@ import triton.language as tl
 from torch import Tensor
 
 from lddgan_kernels.triton._common import next_power_of_two, sigmoid
+from lddgan_kernels.triton._norm_moments import (
+    _merge_parts,
+    _moments_kernel,
+    blocks,
+    moments,
+    part_size,
+)
 from lddgan_kernels.triton._norm_tile import (
     _channels,
     _group_sum,
@@ -22,17 +29,14 @@ from lddgan_kernels.triton._norm_tile import (
     _to_groups,
 )
 
-# Elements of a tile that a program walks over when a plan is "split".
-_SPLIT_TILE = 4096
-
 
 @triton.jit
 def _forward_kernel(
     x_ptr, x2_ptr, bias_ptr, scale_ptr, shift_ptr, out_ptr, mean_ptr, rstd_ptr, partial_ptr,
     bias_stride, scale_stride, shift_stride, c1, c2, hw, num_groups, part_size, eps,
     GB: tl.constexpr, CPG: tl.constexpr, CB: tl.constexpr, PB: tl.constexpr, PARTS: tl.constexpr,
-    ONCHIP: tl.constexpr, CHANNELS_LAST: tl.constexpr, HAS_X2: tl.constexpr,
-    HAS_BIAS: tl.constexpr, SILU: tl.constexpr,
+    PARTS_BLOCK: tl.constexpr, ONCHIP: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    HAS_X2: tl.constexpr, HAS_BIAS: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
     """Normalises a tile: with statistics of its own (ONCHIP) or merged from partial moments."""
     n, part = tl.program_id(0), tl.program_id(2)
@@ -55,20 +59,11 @@ def _forward_kernel(
         missed = _group_sum(away, group_of, GB) / count
         away = tl.where(mask, away - _to_channels(missed, group_of, GB), 0.0)
         variance = _group_sum(away * away, group_of, GB) / count
+        rstd = 1.0 / tl.sqrt(variance + eps)
     else:
-        i = tl.arange(0, PARTS)[None, :]
-        row = (n.to(tl.int64) * num_groups + group)[:, None] * PARTS + i
-        exists = (i * part_size < hw) & (group < num_groups)[:, None]
-        part_mean = tl.load(partial_ptr + row * 2, mask=exists, other=0.0)
-        part_m2 = tl.load(partial_ptr + row * 2 + 1, mask=exists, other=0.0)
-        size = (tl.minimum(part_size, tl.maximum(hw - i * part_size, 0)) * CPG).to(tl.float32)
-        first_row = (n.to(tl.int64) * num_groups + group) * PARTS
-        mean = tl.load(partial_ptr + first_row * 2)
-        away = tl.where(exists, part_mean - mean[:, None], 0.0)
-        missed = tl.sum(away * size, axis=1) / count
-        away -= missed[:, None]
-        variance = tl.sum(tl.where(exists, part_m2 + size * away * away, 0.0), axis=1) / count
-    rstd = 1.0 / tl.sqrt(variance + eps)
+        mean, missed, rstd = _merge_parts(
+            partial_ptr, n, group, num_groups, hw, part_size, eps, CPG, PARTS, PARTS_BLOCK
+        )
     if part == 0:
         index = n.to(tl.int64) * num_groups + group
         tl.store(mean_ptr + index, mean + missed)
@@ -90,40 +85,6 @@ def _forward_kernel(
         tl.store(
             out_ptr + offset, y.to(out_ptr.dtype.element_ty), mask=channel_mask & (position < end)
         )
-
-
-@triton.jit
-def _moments_kernel(
-    x_ptr, x2_ptr, bias_ptr, partial_ptr, bias_stride, c1, c2, hw, num_groups, part_size,
-    GB: tl.constexpr, CPG: tl.constexpr, CB: tl.constexpr, PB: tl.constexpr, PARTS: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr, HAS_X2: tl.constexpr, HAS_BIAS: tl.constexpr,
-):  # fmt: skip
-    """(mean, sum of squared deviations) of one part of H*W, merged chunk by chunk (Chan)."""
-    n, part = tl.program_id(0), tl.program_id(2)
-    first_group = tl.program_id(1) * GB
-    begin = part * part_size
-    end = tl.minimum(begin + part_size, hw)
-    channel, channel_mask, group_of = _channels(first_group, GB, CPG, CB)
-    mean = tl.zeros([GB], tl.float32)
-    m2 = tl.zeros([GB], tl.float32)
-    seen = 0.0
-    for start in range(begin, end, PB):
-        position = start + tl.arange(0, PB)[None, :]
-        x = _read(x_ptr, x2_ptr, bias_ptr, bias_stride, n, c1, c2, hw, channel, position,
-                  channel_mask, end, CHANNELS_LAST, HAS_X2, HAS_BIAS)  # fmt: skip
-        mask = channel_mask & (position < end)
-        size = (tl.minimum(PB, end - start) * CPG).to(tl.float32)
-        chunk_mean = _group_sum(x, group_of, GB) / size
-        centred = tl.where(mask, x - _to_channels(chunk_mean, group_of, GB), 0.0)
-        total = seen + size
-        away = chunk_mean - mean
-        m2 += _group_sum(centred * centred, group_of, GB) + away * away * (seen * size / total)
-        mean += away * (size / total)
-        seen = total
-    group = first_group + tl.arange(0, GB)
-    row = (n.to(tl.int64) * num_groups + group) * PARTS + part
-    tl.store(partial_ptr + row * 2, mean)
-    tl.store(partial_ptr + row * 2 + 1, m2)
 
 
 @triton.jit
@@ -251,16 +212,6 @@ def _backward_kernel(
             )
 
 
-def _blocks(plan, cpg: int, hw: int) -> dict[str, int]:
-    """The block sizes of a plan, powers of two, and the number of warps."""
-    cb = next_power_of_two(plan.groups * cpg)
-    pb = next_power_of_two(hw)
-    if plan.kind == "split":
-        pb = min(next_power_of_two(-(-hw // plan.parts)), max(_SPLIT_TILE // cb, 1))
-    warps = next_power_of_two(max(1, min(16, cb * pb // 1024)))
-    return {"GB": plan.groups, "CPG": cpg, "CB": cb, "PB": pb, "num_warps": warps}
-
-
 def _row_stride(rows: Tensor | None) -> int:
     return rows.stride(0) if rows is not None and rows.ndim == 2 else 0
 
@@ -290,22 +241,18 @@ def forward(
     rstd = torch.empty_like(mean)
     if out.numel() == 0:
         return out, mean, rstd
-    blocks = _blocks(plan, cpg, hw)
+    tile = blocks(plan, cpg, hw)
     parts = plan.parts if plan.kind == "split" else 1
-    part_size = -(-hw // parts)
+    size = part_size(hw, parts)
     grid = (n, num_groups // plan.groups, parts)
-    options = {"PARTS": parts, "CHANNELS_LAST": channels_last, "HAS_X2": x2 is not None,
-               "HAS_BIAS": bias is not None, **blocks}  # fmt: skip
     x2_, bias_ = (x if t is None else t for t in (x2, bias))
-    sizes = (c1, c2, hw, num_groups, part_size)
-    partial = mean
-    if parts > 1:
-        partial = torch.empty((n, num_groups, parts, 2), dtype=torch.float32, device=x.device)
-        _moments_kernel[grid](x, x2_, bias_, partial, _row_stride(bias), *sizes, **options)
+    partial = moments(x, x2, bias, num_groups, plan) if plan.kind == "split" else mean
     _forward_kernel[grid](
         x, x2_, bias_, scale, shift, out, mean, rstd, partial,
-        _row_stride(bias), _row_stride(scale), _row_stride(shift), *sizes, eps,
-        ONCHIP=parts == 1, SILU=silu, **options,
+        _row_stride(bias), _row_stride(scale), _row_stride(shift), c1, c2, hw, num_groups, size,
+        eps, PARTS=parts, PARTS_BLOCK=next_power_of_two(parts), ONCHIP=plan.kind == "onchip",
+        CHANNELS_LAST=channels_last, HAS_X2=x2 is not None, HAS_BIAS=bias is not None, SILU=silu,
+        **tile,
     )  # fmt: skip
     return out, mean, rstd
 
@@ -340,20 +287,20 @@ def backward(
             if grad is not None:
                 grad.zero_()
         return grad_x, grad_x2, grad_scale, grad_shift, grad_bias
-    blocks = _blocks(plan, cpg, hw)
+    tile = blocks(plan, cpg, hw)
     parts = plan.parts if plan.kind == "split" else 1
-    part_size = -(-hw // parts)
+    size = part_size(hw, parts)
     grid = (n, num_groups // plan.groups, parts)
     options = {"PARTS": parts, "CHANNELS_LAST": not x.is_contiguous(), "HAS_X2": x2 is not None,
-               "HAS_BIAS": bias is not None, "SILU": silu, **blocks}  # fmt: skip
+               "HAS_BIAS": bias is not None, "SILU": silu, **tile}  # fmt: skip
     x2_, bias_, grad_x2_, grad_bias_ = (
         x if t is None else t for t in (x2, bias, grad_x2, grad_bias)
     )
     rows = n * (c1 + c2) * parts
     sizes = (_row_stride(bias), _row_stride(scale), _row_stride(shift), c1, c2, hw, num_groups,
-             part_size, rows)  # fmt: skip
+             size, rows)  # fmt: skip
     sums = mean
-    if parts > 1:
+    if plan.kind == "split":
         sums = torch.empty(3 * rows, dtype=torch.float32, device=x.device)
         _sums_kernel[grid](
             x, x2_, bias_, scale, shift, grad_out, mean, rstd, sums, *sizes, **options
@@ -361,7 +308,7 @@ def backward(
     _backward_kernel[grid](
         x, x2_, bias_, scale, shift, grad_out, mean, rstd, sums,
         grad_x, grad_x2_, grad_scale, grad_shift, grad_bias_, *sizes,
-        ONCHIP=parts == 1, **options,
+        ONCHIP=plan.kind == "onchip", **options,
     )  # fmt: skip
     return grad_x, grad_x2, grad_scale, grad_shift, grad_bias
 
@@ -373,8 +320,8 @@ def _aot(
     float32 = ("mean_ptr", "rstd_ptr", "partial_ptr", "sums_ptr", "grad_scale_ptr",
                "grad_shift_ptr", "grad_bias_ptr")  # fmt: skip
     constants = {"GB": groups, "CPG": cpg, "CB": next_power_of_two(groups * cpg), "PB": positions,
-                 "PARTS": 1, "ONCHIP": True, "CHANNELS_LAST": False, "HAS_X2": True,
-                 "HAS_BIAS": True, "SILU": True, **options}  # fmt: skip
+                 "PARTS": 1, "PARTS_BLOCK": 8, "ONCHIP": True, "CHANNELS_LAST": False,
+                 "HAS_X2": True, "HAS_BIAS": True, "SILU": True, **options}  # fmt: skip
     signature = {}
     for name in kernel.arg_names:
         if name.endswith("_ptr"):

@@ -6,11 +6,13 @@ from safetensors.torch import load_file
 from torch.autograd import gradcheck
 
 from lddgan_kernels.ops import ada_group_norm
+from lddgan_kernels.ops._norm_plan import NormPlan
 from lddgan_kernels.testing import assert_error_rule, relative_error
 from tests.conftest import NATIVE_DEVICES, backends_of, device_of, shared_path
 
 module = sys.modules["lddgan_kernels.ops.ada_group_norm"]
 BACKENDS = backends_of(module)
+GPU_BACKENDS = [backend for backend in BACKENDS if backend in ("cuda", "triton")]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 # N, C1, C2, H, W, groups; 12 channels a group, groups across x and x2, odd and one-pixel maps
@@ -82,6 +84,20 @@ def test_forward_and_gradients(backend, shape, layout, dtype):
     out, grad_x, *_ = check(backend, tensors, shape[-1], layout)
     assert out.is_contiguous(memory_format=layout)
     assert backend == "reference" or grad_x.is_contiguous(memory_format=layout)
+
+
+# One piece of several chunks, a last piece that is short, empty pieces; whole groups on chip.
+@pytest.mark.parametrize(
+    ("kind", "groups", "parts", "height"),
+    [("split", 1, 1, 41), ("split", 2, 4, 9), ("split", 1, 16, 9), ("onchip", 2, 8, 9)],
+)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("backend", GPU_BACKENDS)
+def test_every_way_to_cut(backend, layout, kind, groups, parts, height, monkeypatch):
+    plan = NormPlan(kind, groups, parts, 1)
+    monkeypatch.setattr(module, "gpu_plans", lambda *_: (plan, plan))
+    shape = (2, 12, 4, height, 13, 2)
+    check(backend, inputs(shape, torch.bfloat16, layout, device_of(backend)), 2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -11,6 +11,7 @@
 
 #include "lddgan/ada_group_norm.h"
 #include "lddgan/cuda.cuh"
+#include "lddgan/moments.cuh"
 
 namespace lddgan {
 
@@ -42,9 +43,7 @@ __device__ __forceinline__ NormTile norm_tile(const AdaGroupNormArgs& a, int gro
   t.cpg = int((a.channels1 + a.channels2) / a.groups);
   t.first_channel = t.first_group * t.cpg;
   t.channels = groups * t.cpg;
-  // Parts start at whole packs.
-  int packs = (int(a.pixels) + VEC - 1) / VEC;
-  int size = (packs + parts - 1) / parts * VEC;
+  int size = norm_part_size(a.pixels, parts);
   t.begin = min(t.part * size, int(a.pixels));
   t.end = min(t.begin + size, int(a.pixels));
   int threads = blockDim.x, thread = threadIdx.x;
@@ -249,16 +248,23 @@ __device__ __forceinline__ void write_value(void* p, Dtype dtype, int64_t i, flo
   }
 }
 
+// The bias of the tile's channels into shared memory; no barrier.
+__device__ __forceinline__ void load_bias(const AdaGroupNormArgs& a, const NormTile& t,
+                                          float* bias) {
+  for (int i = threadIdx.x; i < t.channels; i += blockDim.x) {
+    int c = t.first_channel + i;
+    bias[i] = a.bias.data != nullptr && c < a.channels1 ? read_row(a.bias, t.sample, c) : 0.0f;
+  }
+}
+
 // scale, shift and bias of the tile's channels into shared memory: [3][channels]; no barrier.
 __device__ __forceinline__ void load_rows(const AdaGroupNormArgs& a, const NormTile& t,
                                           float* rows) {
   for (int i = threadIdx.x; i < t.channels; i += blockDim.x) {
-    int c = t.first_channel + i;
-    rows[i] = read_row(a.scale, t.sample, c);
-    rows[t.channels + i] = read_row(a.shift, t.sample, c);
-    rows[2 * t.channels + i] =
-        a.bias.data != nullptr && c < a.channels1 ? read_row(a.bias, t.sample, c) : 0.0f;
+    rows[i] = read_row(a.scale, t.sample, t.first_channel + i);
+    rows[t.channels + i] = read_row(a.shift, t.sample, t.first_channel + i);
   }
+  load_bias(a, t, rows + 2 * t.channels);
 }
 
 __device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
@@ -271,6 +277,27 @@ inline bool norm_can_pack(const AdaGroupNormArgs& a, int groups) {
   if (!a.channels_last) return a.pixels % VEC == 0;
   int64_t cpg = (a.channels1 + a.channels2) / a.groups;
   return a.channels1 % VEC == 0 && a.channels2 % VEC == 0 && groups * cpg % VEC == 0;
+}
+
+// Runs run(T*, VEC, CHANNELS_LAST), the last two as types, for a dtype and layout: with 16-byte
+// packs where can_pack(VEC) allows.
+template <typename CanPack, typename Run>
+inline cudaError_t visit_packs(Dtype dtype, bool channels_last, const CanPack& can_pack,
+                               const Run& run) {
+  cudaError_t error = cudaSuccess;
+  visit(dtype, [&](auto* type) {
+    using T = typename DeviceType<std::remove_pointer_t<decltype(type)>>::type;
+    std::integral_constant<int, 16 / sizeof(T)> wide;
+    std::integral_constant<int, 1> narrow;
+    T* of = nullptr;
+    if (channels_last) {
+      error = can_pack(wide) ? run(of, wide, std::true_type()) : run(of, narrow, std::true_type());
+    } else {
+      error =
+          can_pack(wide) ? run(of, wide, std::false_type()) : run(of, narrow, std::false_type());
+    }
+  });
+  return error;
 }
 
 // Threads of a block for a tile of `packs` packs: about four packs each.

@@ -53,7 +53,14 @@ struct AdaGroupNormPlan {
   float* workspace;  // forward [samples, groups, parts, 2]; backward [3, samples, channels, parts]
 };
 
-// Launch on `stream` (a cudaStream_t); return a cudaError_t.
+// All launch on `stream` (a cudaStream_t) and return a cudaError_t.
+
+// Into plan.workspace: partial moments [samples, groups, parts, 2] of x + bias and x2: of a group's
+// channels and a part's pixels (norm_part_size) the mean, and the sum of squared deviations from
+// it. Slots of empty parts hold nothing of use.
+int ada_group_norm_moments_cuda(const AdaGroupNormArgs& args, const AdaGroupNormPlan& plan,
+                                void* stream);
+
 int ada_group_norm_forward_cuda(const AdaGroupNormArgs& args, const AdaGroupNormPlan& plan,
                                 void* stream);
 int ada_group_norm_backward_cuda(const AdaGroupNormBackwardArgs& args, const AdaGroupNormPlan& plan,
