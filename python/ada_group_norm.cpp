@@ -139,7 +139,8 @@ Gradients backward(const at::Tensor& grad_out, const at::Tensor& x, const Option
 std::tuple<at::Tensor, at::Tensor> forward_cpu(const at::Tensor& x, const Optional& x2,
                                                const Optional& bias, const at::Tensor& scale,
                                                const at::Tensor& shift, int64_t num_groups,
-                                               double eps, bool silu, at::IntArrayRef) {
+                                               double eps, bool silu, at::IntArrayRef,
+                                               const Optional&) {
   return forward(x, x2, adjacent(bias), adjacent(scale), adjacent(shift), num_groups, eps, silu,
                  cpu::ada_group_norm_forward);
 }
@@ -159,11 +160,12 @@ using torch::autograd::AutogradContext;
 std::tuple<at::Tensor, at::Tensor> call_forward(const at::Tensor& x, const Optional& x2,
                                                 const Optional& bias, const at::Tensor& scale,
                                                 const at::Tensor& shift, int64_t num_groups,
-                                                double eps, bool silu, at::IntArrayRef plan) {
+                                                double eps, bool silu, at::IntArrayRef plan,
+                                                const Optional& moments) {
   static auto op = c10::Dispatcher::singleton()
                        .findSchemaOrThrow(LDDGAN_NAMESPACE "::ada_group_norm_forward", "")
                        .typed<decltype(forward_cpu)>();
-  return op.call(x, x2, bias, scale, shift, num_groups, eps, silu, plan);
+  return op.call(x, x2, bias, scale, shift, num_groups, eps, silu, plan, moments);
 }
 
 Gradients call_backward(const at::Tensor& grad_out, const at::Tensor& x, const Optional& x2,
@@ -234,7 +236,7 @@ struct NormNode : torch::autograd::Node {
 // Kept off the tape where nothing needs it: an autograd node costs as much as a small map.
 at::Tensor with_gradient(const at::Tensor& x, const Optional& x2, const Optional& bias,
                          const at::Tensor& scale, const at::Tensor& shift, int64_t num_groups,
-                         double eps, bool silu, at::IntArrayRef plan) {
+                         double eps, bool silu, at::IntArrayRef plan, const Optional& moments) {
   auto needs = [](const Optional& t) { return t && t->requires_grad(); };
   if (at::GradMode::is_enabled() && (x.requires_grad() || scale.requires_grad() ||
                                      shift.requires_grad() || needs(x2) || needs(bias))) {
@@ -243,7 +245,7 @@ at::Tensor with_gradient(const at::Tensor& x, const Optional& x2, const Optional
     {
       at::AutoDispatchBelowADInplaceOrView guard;
       std::tie(out, statistics) =
-          call_forward(x, x2, bias, scale, shift, num_groups, eps, silu, plan);
+          call_forward(x, x2, bias, scale, shift, num_groups, eps, silu, plan, moments);
     }
     node->x = SavedVariable(x, false);
     node->x2 = SavedVariable(x2, false);
@@ -261,12 +263,13 @@ at::Tensor with_gradient(const at::Tensor& x, const Optional& x2, const Optional
                        .findSchemaOrThrow(LDDGAN_NAMESPACE "::ada_group_norm", "")
                        .typed<decltype(with_gradient)>();
   at::AutoDispatchBelowADInplaceOrView guard;
-  return op.call(x, x2, bias, scale, shift, num_groups, eps, silu, plan);
+  return op.call(x, x2, bias, scale, shift, num_groups, eps, silu, plan, moments);
 }
 
 at::Tensor without_gradient_cpu(const at::Tensor& x, const Optional& x2, const Optional& bias,
                                 const at::Tensor& scale, const at::Tensor& shift,
-                                int64_t num_groups, double eps, bool silu, at::IntArrayRef) {
+                                int64_t num_groups, double eps, bool silu, at::IntArrayRef,
+                                const Optional&) {
   const at::Tensor scale_ = adjacent(scale), shift_ = adjacent(shift);
   const Optional bias_ = adjacent(bias);
   AdaGroupNormArgs a = prepare(x, x2, bias_, scale_, shift_, num_groups, silu);
@@ -281,20 +284,26 @@ at::Tensor without_gradient_cpu(const at::Tensor& x, const Optional& x2, const O
 #ifdef LDDGAN_CUDA
 at::Tensor without_gradient(const at::Tensor& x, const Optional& x2, const Optional& bias,
                             const at::Tensor& scale, const at::Tensor& shift, int64_t num_groups,
-                            double eps, bool silu, at::IntArrayRef plan) {
-  return std::get<0>(call_forward(x, x2, bias, scale, shift, num_groups, eps, silu, plan));
+                            double eps, bool silu, at::IntArrayRef plan, const Optional& moments) {
+  return std::get<0>(call_forward(x, x2, bias, scale, shift, num_groups, eps, silu, plan, moments));
 }
 
-// `plan` is (onchip, groups, parts) of forward and of backward, from ops/_norm_plan.py.
+// `plan` is (onchip, groups, parts) of forward and of backward, from ops/_norm_plan.py. `workspace`
+// is made where a plan needs one, unless it holds given moments.
 AdaGroupNormPlan plan_of(at::IntArrayRef plan, size_t first, const AdaGroupNormArgs& a,
                          int64_t floats_per_group, const at::Tensor& x, at::Tensor& workspace) {
   TORCH_CHECK(plan.size() == 6, "ada_group_norm: plan must have 6 numbers, got ", plan.size());
   AdaGroupNormPlan p{plan[first] != 0, int(plan[first + 1]), int(plan[first + 2]), nullptr};
   TORCH_CHECK(p.groups > 0 && a.groups % p.groups == 0 && p.parts > 0,
               "ada_group_norm: plan does not fit ", a.groups, " groups: ", plan);
+  const int64_t floats = a.samples * a.groups * p.parts * floats_per_group;
+  if (workspace.defined()) {
+    TORCH_CHECK(!p.onchip && workspace.scalar_type() == at::kFloat && workspace.numel() == floats,
+                "ada_group_norm: moments do not fit the plan ", plan, ", got ", workspace.sizes());
+  } else if (!p.onchip) {
+    workspace = allocate({floats}, x.options().dtype(at::kFloat));
+  }
   if (!p.onchip) {
-    workspace = allocate({a.samples * a.groups * p.parts * floats_per_group},
-                         x.options().dtype(at::kFloat));
     p.workspace = workspace.mutable_data_ptr<float>();
   }
   return p;
@@ -303,13 +312,15 @@ AdaGroupNormPlan plan_of(at::IntArrayRef plan, size_t first, const AdaGroupNormA
 std::tuple<at::Tensor, at::Tensor> forward_on_cuda(const at::Tensor& x, const Optional& x2,
                                                    const Optional& bias, const at::Tensor& scale,
                                                    const at::Tensor& shift, int64_t num_groups,
-                                                   double eps, bool silu, at::IntArrayRef plan) {
+                                                   double eps, bool silu, at::IntArrayRef plan,
+                                                   const Optional& moments) {
   return forward(x, x2, adjacent(bias), adjacent(scale), adjacent(shift), num_groups, eps, silu,
                  [&](const AdaGroupNormArgs& a) {
                    at::Tensor workspace;
+                   if (moments) workspace = moments->contiguous();
                    AdaGroupNormPlan p = plan_of(plan, 0, a, 2, x, workspace);
-                   launch([&](void* stream) { return ada_group_norm_forward_cuda(a, p, stream); },
-                          x);
+                   auto run = moments ? ada_group_norm_apply_cuda : ada_group_norm_forward_cuda;
+                   launch([&](void* stream) { return run(a, p, stream); }, x);
                  });
 }
 
@@ -332,11 +343,12 @@ Gradients backward_on_cuda(const at::Tensor& grad_out, const at::Tensor& x, cons
 TORCH_LIBRARY_FRAGMENT(lddgan, m) {
   m.def(
       "ada_group_norm(Tensor x, Tensor? x2, Tensor? bias, Tensor scale, Tensor shift, "
-      "int num_groups, float eps, bool silu, int[] plan=[]) -> Tensor");
+      "int num_groups, float eps, bool silu, int[] plan=[], Tensor? moments=None) -> Tensor");
   // -> out, statistics (2, N, num_groups): mean and rstd of x + bias
   m.def(
       "ada_group_norm_forward(Tensor x, Tensor? x2, Tensor? bias, Tensor scale, Tensor shift, "
-      "int num_groups, float eps, bool silu, int[] plan=[]) -> (Tensor, Tensor)");
+      "int num_groups, float eps, bool silu, int[] plan=[], Tensor? moments=None) "
+      "-> (Tensor, Tensor)");
   // -> gradients of x, x2, bias, scale, shift
   m.def(
       "ada_group_norm_backward(Tensor grad_out, Tensor x, Tensor? x2, Tensor? bias, "

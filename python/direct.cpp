@@ -166,10 +166,9 @@ const at::Tensor* rows(PyObject* object, const at::Tensor& x, int64_t channels, 
 // (x, scale, shift, num_groups, eps, silu, bias)
 PyObject* ada_group_norm(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  static auto op =
-      find_op<at::Tensor(const at::Tensor&, const Optional&, const Optional&, const at::Tensor&,
-                         const at::Tensor&, int64_t, double, bool, at::IntArrayRef)>(
-          "lddgan::ada_group_norm");
+  static auto op = find_op<at::Tensor(const at::Tensor&, const Optional&, const Optional&,
+                                      const at::Tensor&, const at::Tensor&, int64_t, double, bool,
+                                      at::IntArrayRef, const Optional&)>("lddgan::ada_group_norm");
   const at::Tensor* x = count == 7 ? image(args[0]) : nullptr;
   if (!x) Py_RETURN_NONE;
   const int64_t channels = x->size(1), groups = word(args[3]);
@@ -185,7 +184,7 @@ PyObject* ada_group_norm(PyObject*, PyObject* const* args, Py_ssize_t count) {
   {
     pybind11::gil_scoped_release release;
     out = op.call(*x, std::nullopt, bias ? Optional(*bias) : std::nullopt, *scale, *shift, groups,
-                  eps, args[5] == Py_True, {});
+                  eps, args[5] == Py_True, {}, std::nullopt);
   }
   return THPVariable_Wrap(std::move(out));
   END_HANDLE_TH_ERRORS

@@ -49,6 +49,7 @@ calls = {
     "pixel_norm": lambda: ops.pixel_norm(rows),
     "posterior_sample": lambda: ops.posterior_sample(x, x, t, Schedule(2), seeds),
     "residual_scale": lambda: ops.residual_scale(x, x),
+    "residual_scale_moments": lambda: ops.residual_scale_moments(x, x, 4)[0],
     "seeded_normal": lambda: ops.seeded_normal((4, 8), seeds, 0),
     "upfirdn2d": lambda: ops.upfirdn2d(x, taps, up=2, pad=(2, 1)),
     "upsample2d": lambda: ops.upsample2d(x),

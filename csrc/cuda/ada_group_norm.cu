@@ -199,6 +199,14 @@ cudaError_t launch_moments(const AdaGroupNormArgs& a, const AdaGroupNormPlan& pl
 }
 
 template <typename T, int VEC, bool CHANNELS_LAST>
+cudaError_t launch_apply(const AdaGroupNormArgs& a, const AdaGroupNormPlan& plan, void* stream) {
+  NormLaunch n = norm_launch<VEC, CHANNELS_LAST>(a, plan);
+  return launch_kernel(apply_kernel<T, VEC, CHANNELS_LAST>, n.blocks, n.threads,
+                       size_t(3 * n.channels + 3 * plan.groups) * 4, stream, 1, a, plan.workspace,
+                       plan.groups, plan.parts);
+}
+
+template <typename T, int VEC, bool CHANNELS_LAST>
 cudaError_t launch_forward(const AdaGroupNormArgs& a, const AdaGroupNormPlan& plan, void* stream) {
   NormLaunch n = norm_launch<VEC, CHANNELS_LAST>(a, plan);
   if (plan.onchip) {
@@ -209,10 +217,7 @@ cudaError_t launch_forward(const AdaGroupNormArgs& a, const AdaGroupNormPlan& pl
                          stream, unsigned(plan.parts), a, plan.groups, plan.parts, n.scratch);
   }
   cudaError_t error = launch_moments<T, VEC, CHANNELS_LAST>(a, plan, stream);
-  if (error != cudaSuccess) return error;
-  return launch_kernel(apply_kernel<T, VEC, CHANNELS_LAST>, n.blocks, n.threads,
-                       size_t(3 * n.channels + 3 * plan.groups) * 4, stream, 1, a, plan.workspace,
-                       plan.groups, plan.parts);
+  return error == cudaSuccess ? launch_apply<T, VEC, CHANNELS_LAST>(a, plan, stream) : error;
 }
 
 }  // namespace
@@ -224,6 +229,16 @@ int ada_group_norm_moments_cuda(const AdaGroupNormArgs& a, const AdaGroupNormPla
       [&](auto* type, auto vec, auto channels_last) {
         using T = std::remove_pointer_t<decltype(type)>;
         return launch_moments<T, vec(), channels_last()>(a, plan, stream);
+      });
+}
+
+int ada_group_norm_apply_cuda(const AdaGroupNormArgs& a, const AdaGroupNormPlan& plan,
+                              void* stream) {
+  return visit_packs(
+      a.dtype, a.channels_last, [&](auto vec) { return norm_can_pack<vec()>(a, plan.groups); },
+      [&](auto* type, auto vec, auto channels_last) {
+        using T = std::remove_pointer_t<decltype(type)>;
+        return launch_apply<T, vec(), channels_last()>(a, plan, stream);
       });
 }
 

@@ -10,7 +10,7 @@ from lddgan_kernels.ops.nearest_code import nearest_code
 from lddgan_kernels.ops.packed_conv2d import pack_conv2d, packed_conv2d
 from lddgan_kernels.ops.pixel_norm import pixel_norm
 from lddgan_kernels.ops.posterior_sample import posterior_sample
-from lddgan_kernels.ops.residual_scale import residual_scale
+from lddgan_kernels.ops.residual_scale import residual_scale, residual_scale_moments
 from lddgan_kernels.ops.seeded_normal import seeded_normal
 from lddgan_kernels.ops.upfirdn2d import downsample2d, upfirdn2d, upsample2d
 
@@ -29,6 +29,7 @@ __all__ = [
     "pixel_norm",
     "posterior_sample",
     "residual_scale",
+    "residual_scale_moments",
     "seeded_normal",
     "upfirdn2d",
     "upsample2d",

@@ -145,6 +145,19 @@ def moments_plan(
     return NormPlan("split", groups, _parts(programs, tile, hw, device), 1)
 
 
+@functools.lru_cache(maxsize=1024)
+def apply_plan(
+    problem: tuple[int, int, int, int],
+    itemsize: int,
+    channels_last: bool,
+    parts: int,
+    device: DeviceSize,
+) -> NormPlan:
+    """How a norm is cut that is given `parts` partial moments; the rest as for `moments_plan`."""
+    groups = moments_plan(problem, itemsize, channels_last, device).groups
+    return NormPlan("split", groups, parts, 1)
+
+
 def _groups(
     problem: tuple[int, int, int, int],
     held: int,

@@ -26,7 +26,7 @@ from lddgan_kernels._checks import (
     like_layout,
     memory_format,
 )
-from lddgan_kernels.ops._norm_plan import NormPlan, device_size, plan_norm
+from lddgan_kernels.ops._norm_plan import NormPlan, apply_plan, device_size, plan_norm
 
 KERNELS = ("cuda", "triton", "cpu")
 
@@ -41,6 +41,7 @@ def ada_group_norm(
     activation: str | None = "silu",
     x2: Tensor | None = None,
     bias: Tensor | None = None,
+    moments: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """act(scale * groupnorm(cat(x + bias, x2)) + shift), in one kernel.
@@ -55,6 +56,9 @@ def ada_group_norm(
         activation: "silu" or None.
         x2: (N, C2, H, W) of x's dtype, read as if concatenated to x on channels.
         bias: (N, C1), added to x before the statistics; x's dtype or float32.
+        moments: what `residual_scale_moments` returned beside x, for the same num_groups: it spares
+            the pass over x that takes statistics on "cuda" and "triton"; the others take their own.
+            Without x2 and bias.
         backend: "reference", "cpu", "triton", "cuda" or None for the fastest that can run.
 
     Returns:
@@ -66,12 +70,14 @@ def ada_group_norm(
             gradient is asked of a kernel (the reference has them).
     """
     direct = direct_calls(backend)
-    if direct is not None and x2 is None and activation in ("silu", None):
+    if direct is not None and x2 is None and moments is None and activation in ("silu", None):
         silu = activation is not None
         out = direct.ada_group_norm(x, scale, shift, num_groups, eps, silu, bias)
         if out is not None:
             return out
     _check(x, scale, shift, num_groups, activation, x2, bias)
+    if moments is not None:
+        _check_moments(moments, x, num_groups, x2, bias)
     chosen = select("ada_group_norm", x, backend, KERNELS)
     if chosen == "reference":
         return ada_group_norm_reference(x, scale, shift, num_groups, eps, activation, x2, bias)
@@ -82,10 +88,13 @@ def ada_group_norm(
     if chosen == "cpu":  # its gradient is registered in python/ada_group_norm.cpp
         return _operator(x, x2, bias, scale, shift, num_groups, eps, silu)
     plans = gpu_plans(x, x2, num_groups, chosen)
+    if moments is not None:
+        plans = (_plan_of_given(x, num_groups, moments.shape[2]), plans[1])
     if chosen == "cuda":
         numbers = [n for plan in plans for n in (plan.kind == "onchip", plan.groups, plan.parts)]
-        return _operator(x, x2, bias, scale, shift, num_groups, eps, silu, numbers)
-    return _Triton.apply(x, x2, bias, scale, shift, num_groups, eps, silu, plans)
+        operator = torch.ops.lddgan.ada_group_norm.default
+        return operator(x, x2, bias, scale, shift, num_groups, eps, silu, numbers, moments)
+    return _Triton.apply(x, x2, bias, scale, shift, num_groups, eps, silu, plans, moments)
 
 
 def ada_group_norm_reference(
@@ -161,6 +170,23 @@ def _check_rows(
         raise fail("ada_group_norm", arg, expected, f"{rows.dtype} on {rows.device}")
 
 
+def _check_moments(
+    moments: Tensor, x: Tensor, num_groups: int, x2: Tensor | None, bias: Tensor | None
+) -> None:
+    op = "ada_group_norm"
+    check_tensor(op, "moments", moments)
+    if x2 is not None or bias is not None:
+        other = "bias" if x2 is None else "x2"
+        raise fail(op, other, "None where moments (of x alone) are given", "a tensor")
+    n = x.shape[0]
+    if moments.ndim != 4 or moments.shape != (n, num_groups, max(moments.shape[2], 1), 2):
+        expected = f"of shape ({n}, {num_groups}, parts, 2)"
+        raise fail(op, "moments", expected, tuple(moments.shape))
+    if moments.dtype != torch.float32 or moments.device != x.device:
+        expected = f"torch.float32 on {x.device}"
+        raise fail(op, "moments", expected, f"{moments.dtype} on {moments.device}")
+
+
 def _adjacent(rows: Tensor) -> Tensor:
     """Rows may be any slice of a matrix; only strides within a row need a copy."""
     return rows if rows.size(-1) <= 1 or rows.stride(-1) == 1 else rows.contiguous()
@@ -179,12 +205,16 @@ class _Triton(torch.autograd.Function):
         eps: float,
         silu: bool,
         plans: tuple[NormPlan, NormPlan],
+        moments: Tensor | None,
     ) -> Tensor:
         from lddgan_kernels.triton import ada_group_norm as kernel
 
         scale, shift = _adjacent(scale), _adjacent(shift)
         bias = None if bias is None else _adjacent(bias)
-        out, mean, rstd = kernel.forward(x, scale, shift, num_groups, eps, silu, x2, bias, plans[0])
+        moments = None if moments is None else moments.contiguous()
+        out, mean, rstd = kernel.forward(
+            x, scale, shift, num_groups, eps, silu, x2, bias, plans[0], moments
+        )
         ctx.save_for_backward(x, x2, bias, scale, shift, mean, rstd)
         ctx.silu, ctx.plan = silu, plans[1]
         return out
@@ -205,7 +235,7 @@ class _Triton(torch.autograd.Function):
             grad_shift = grad_shift.sum(0)
         grad_bias = grad_bias if bias is None else grad_bias.to(bias.dtype)
         grads = (grad_x, grad_x2, grad_bias, grad_scale.to(scale.dtype), grad_shift.to(shift.dtype))
-        return *grads, None, None, None, None
+        return *grads, None, None, None, None, None
 
 
 def gpu_plans(
@@ -220,6 +250,14 @@ def gpu_plans(
         not x.is_contiguous(),
         backend,
         device_size(x.device),
+    )
+
+
+def _plan_of_given(x: Tensor, num_groups: int, parts: int) -> NormPlan:
+    n, c, h, w = x.shape
+    problem = (n, c // num_groups, num_groups, h * w)
+    return apply_plan(
+        problem, x.element_size(), not x.is_contiguous(), parts, device_size(x.device)
     )
 
 
@@ -252,7 +290,7 @@ if _extension.is_loaded():
     _operator = torch.ops.lddgan.ada_group_norm.default
 
     @torch.library.register_fake("lddgan::ada_group_norm")
-    def _(
+    def _fake(
         x: Tensor,
         x2: Tensor | None,
         bias: Tensor | None,
@@ -262,6 +300,7 @@ if _extension.is_loaded():
         eps: float,
         silu: bool,
         plan: Sequence[int] = (),
+        moments: Tensor | None = None,
     ) -> Tensor:
         n, c, h, w = x.shape
         if x2 is not None:
@@ -271,7 +310,7 @@ if _extension.is_loaded():
         )
 
     @torch.library.register_fake("lddgan::ada_group_norm_forward")
-    def _(
+    def _fake_forward(
         x: Tensor,
         x2: Tensor | None,
         bias: Tensor | None,
@@ -281,12 +320,13 @@ if _extension.is_loaded():
         eps: float,
         silu: bool,
         plan: Sequence[int] = (),
+        moments: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        out = torch.ops.lddgan.ada_group_norm(x, x2, bias, scale, shift, num_groups, eps, silu)
+        out = _fake(x, x2, bias, scale, shift, num_groups, eps, silu)
         return out, torch.empty((2, x.shape[0], num_groups), dtype=torch.float32, device=x.device)
 
     @torch.library.register_fake("lddgan::ada_group_norm_backward")
-    def _(
+    def _fake_backward(
         grad_out: Tensor,
         x: Tensor,
         x2: Tensor | None,

@@ -1,7 +1,7 @@
 """Partial moments of the Triton kernels: who takes them, who merges them.
 
 Those of a tensor are float32 (N, groups, parts, 2): of a group's channels and a part's pixels the
-mean, and the sum of squared deviations from it. Slots of empty parts hold nothing of use.
+mean, and the sum of squared deviations from it. Slots of empty parts hold zeros.
 """
 
 import torch
@@ -35,8 +35,11 @@ def blocks(plan, cpg: int, hw: int) -> dict[str, int]:
 def _chunk_moments(x, mask, group_of, size, GB: tl.constexpr):
     """(mean, sum of squared deviations) of a tile whose groups have `size` elements: (GB,) each."""
     mean = _group_sum(x, group_of, GB) / size
-    centred = tl.where(mask, x - _to_channels(mean, group_of, GB), 0.0)
-    return mean, _group_sum(centred * centred, group_of, GB)
+    # The deviations add up to what the rounded mean missed, far from zero too.
+    away = tl.where(mask, x - _to_channels(mean, group_of, GB), 0.0)
+    missed = _group_sum(away, group_of, GB) / size
+    away = tl.where(mask, away - _to_channels(missed, group_of, GB), 0.0)
+    return mean + missed, _group_sum(away * away, group_of, GB)
 
 
 @triton.jit

@@ -226,10 +226,12 @@ def forward(
     x2: Tensor | None,
     bias: Tensor | None,
     plan,
+    partial: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(out, mean, rstd): out like cat(x, x2), moments (N, num_groups) float32.
 
     `x` is contiguous or channels_last and `x2` in its layout; `plan` from `ops._norm_plan`.
+    `partial`: partial moments of x, where they are known; the plan is then "split".
     """
     n, c1, h, w = x.shape
     c2 = 0 if x2 is None else x2.shape[1]
@@ -246,7 +248,10 @@ def forward(
     size = part_size(hw, parts)
     grid = (n, num_groups // plan.groups, parts)
     x2_, bias_ = (x if t is None else t for t in (x2, bias))
-    partial = moments(x, x2, bias, num_groups, plan) if plan.kind == "split" else mean
+    if plan.kind == "onchip":
+        partial = mean  # unread
+    elif partial is None:
+        partial = moments(x, x2, bias, num_groups, plan)
     _forward_kernel[grid](
         x, x2_, bias_, scale, shift, out, mean, rstd, partial,
         _row_stride(bias), _row_stride(scale), _row_stride(shift), c1, c2, hw, num_groups, size,

@@ -29,10 +29,12 @@ struct NormTile {
   bool idle;            // the thread has no share
 };
 
+// The tile of this block where images of `channels` channels in `all_groups` groups are cut.
 template <int VEC, bool CHANNELS_LAST>
-__device__ __forceinline__ NormTile norm_tile(const AdaGroupNormArgs& a, int groups, int parts) {
+__device__ __forceinline__ NormTile norm_tile(int channels, int all_groups, int pixels, int groups,
+                                              int parts) {
   NormTile t;
-  int per_sample = int(a.groups) / groups;
+  int per_sample = all_groups / groups;
   int block = blockIdx.x;
   t.part = block % parts;
   block /= parts;
@@ -40,12 +42,12 @@ __device__ __forceinline__ NormTile norm_tile(const AdaGroupNormArgs& a, int gro
   t.sample = block / per_sample;
   t.groups = groups;
   t.first_group = block % per_sample * groups;
-  t.cpg = int((a.channels1 + a.channels2) / a.groups);
+  t.cpg = channels / all_groups;
   t.first_channel = t.first_group * t.cpg;
   t.channels = groups * t.cpg;
-  int size = norm_part_size(a.pixels, parts);
-  t.begin = min(t.part * size, int(a.pixels));
-  t.end = min(t.begin + size, int(a.pixels));
+  int size = norm_part_size(pixels, parts);
+  t.begin = min(t.part * size, pixels);
+  t.end = min(t.begin + size, pixels);
   int threads = blockDim.x, thread = threadIdx.x;
   if (CHANNELS_LAST) {
     t.columns = t.channels / VEC;
@@ -73,6 +75,12 @@ __device__ __forceinline__ NormTile norm_tile(const AdaGroupNormArgs& a, int gro
     t.writers = t.slices;
   }
   return t;
+}
+
+template <int VEC, bool CHANNELS_LAST>
+__device__ __forceinline__ NormTile norm_tile(const AdaGroupNormArgs& a, int groups, int parts) {
+  return norm_tile<VEC, CHANNELS_LAST>(int(a.channels1 + a.channels2), int(a.groups), int(a.pixels),
+                                       groups, parts);
 }
 
 // Shared floats that a block's column sums need at most: K sums of `channels` for each writer.
@@ -113,14 +121,8 @@ __device__ __forceinline__ void column_sums(const NormTile& t, float* scratch, f
       for (int q = lane + t.lanes * t.slice; q < row; q += t.lanes * t.slices) {
         visit(column, t.begin + q * VEC, column * row + q, sums);
       }
-      // Only the lanes of one channel take part: others may be idle.
-      int warp_lane = threadIdx.x % 32;
-      unsigned mask =
-          t.lanes == 32 ? 0xffffffffu : ((1u << t.lanes) - 1) << (warp_lane / t.lanes * t.lanes);
-      for (int offset = t.lanes / 2; offset > 0; offset /= 2) {
 #pragma unroll
-        for (int k = 0; k < K; ++k) sums[k] += __shfl_xor_sync(mask, sums[k], offset);
-      }
+      for (int k = 0; k < K; ++k) sums[k] = lane_total(t.lanes, sums[k]);
     }
 #pragma unroll
     for (int k = 0; k < K; ++k) {

@@ -57,10 +57,12 @@ struct AdaGroupNormPlan {
 
 // Into plan.workspace: partial moments [samples, groups, parts, 2] of x + bias and x2: of a group's
 // channels and a part's pixels (norm_part_size) the mean, and the sum of squared deviations from
-// it. Slots of empty parts hold nothing of use.
+// it. Slots of empty parts hold zeros.
 int ada_group_norm_moments_cuda(const AdaGroupNormArgs& args, const AdaGroupNormPlan& plan,
                                 void* stream);
-
+// Forward with the partial moments that plan.workspace holds; the plan is not on chip.
+int ada_group_norm_apply_cuda(const AdaGroupNormArgs& args, const AdaGroupNormPlan& plan,
+                              void* stream);
 int ada_group_norm_forward_cuda(const AdaGroupNormArgs& args, const AdaGroupNormPlan& plan,
                                 void* stream);
 int ada_group_norm_backward_cuda(const AdaGroupNormBackwardArgs& args, const AdaGroupNormPlan& plan,

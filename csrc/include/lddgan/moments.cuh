@@ -24,19 +24,23 @@ struct Moments {
   float count, mean, missed, squares;
 };
 
+// Adds up over `lanes` neighbouring lanes of a warp (a power of two) that call it together.
+__device__ __forceinline__ float lane_total(int lanes, float value) {
+  int lane = threadIdx.x % 32;
+  // Only these: others may be idle.
+  unsigned mask = lanes == 32 ? 0xffffffffu : ((1u << lanes) - 1) << (lane / lanes * lanes);
+  for (int offset = lanes / 2; offset > 0; offset /= 2) {
+    value += __shfl_xor_sync(mask, value, offset);
+  }
+  return value;
+}
+
 // Merges `slots` moments (Chan) by the `lanes` neighbouring lanes of a warp (a power of two) that
 // call it together; each gets the result. slot(i) reads the i-th, which may be empty (count 0); the
 // first is not.
 template <typename Slot>
 __device__ __forceinline__ Moments merge_moments(int slots, int lanes, const Slot& slot) {
-  int lane = threadIdx.x % lanes, warp_lane = threadIdx.x % 32;
-  unsigned mask = lanes == 32 ? 0xffffffffu : ((1u << lanes) - 1) << (warp_lane / lanes * lanes);
-  auto total = [&](float value) {
-    for (int offset = lanes / 2; offset > 0; offset /= 2) {
-      value += __shfl_xor_sync(mask, value, offset);
-    }
-    return value;
-  };
+  int lane = threadIdx.x % lanes;
   Moments all{0, slot(0).mean, 0, 0};
   float away = 0;
   for (int i = lane; i < slots; i += lanes) {
@@ -46,8 +50,8 @@ __device__ __forceinline__ Moments merge_moments(int slots, int lanes, const Slo
       away += one.count * (one.mean - all.mean);
     }
   }
-  all.count = total(all.count);
-  all.missed = total(away) / all.count;
+  all.count = lane_total(lanes, all.count);
+  all.missed = lane_total(lanes, away) / all.count;
   for (int i = lane; i < slots; i += lanes) {
     Moments one = slot(i);
     if (one.count > 0) {
@@ -55,7 +59,7 @@ __device__ __forceinline__ Moments merge_moments(int slots, int lanes, const Slo
       all.squares += one.squares + one.count * away * away;
     }
   }
-  all.squares = total(all.squares);
+  all.squares = lane_total(lanes, all.squares);
   return all;
 }
 

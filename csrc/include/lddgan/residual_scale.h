@@ -26,6 +26,18 @@ struct ResidualScaleArgs {
 #if defined(LDDGAN_CUDA)
 // Launches on `stream` (a cudaStream_t); returns a cudaError_t.
 int residual_scale_cuda(const ResidualScaleArgs& args, void* stream);
+
+// The same of images, with the moments of the result as stored; `channels` is their number.
+struct ResidualScaleMomentsArgs {
+  ResidualScaleArgs sum;
+  float* moments;  // [samples, groups, parts, 2], as ada_group_norm_moments_cuda has them
+  int64_t samples, pixels, groups;
+  bool channels_last;
+  int block_groups;  // neighbouring groups of a block: lddgan_kernels/ops/_norm_plan.py decides
+  int parts;         // pieces of the pixels, likewise
+};
+
+int residual_scale_moments_cuda(const ResidualScaleMomentsArgs& args, void* stream);
 #endif
 
 }  // namespace lddgan
