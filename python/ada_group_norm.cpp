@@ -1,71 +1,12 @@
-#include "lddgan/ada_group_norm.h"
-
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/sum.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "node.h"
+#include "norm_common.h"
 
 namespace lddgan {
 namespace {
-
-using Optional = std::optional<at::Tensor>;
-
-int64_t rows_in(const Optional& x) { return x ? x->size(1) : 0; }
-
-// (N, C) with any row stride, or (C,) as one row for all samples.
-ChannelRows rows_of(const char* name, const at::Tensor& rows, int64_t samples, int64_t channels) {
-  bool one = rows.dim() == 1;
-  TORCH_CHECK((one || (rows.dim() == 2 && rows.size(0) == samples)) && rows.size(-1) == channels &&
-                  (channels <= 1 || rows.stride(-1) == 1),
-              "ada_group_norm: ", name, " must be of shape (", samples, ", ", channels, ") or (",
-              channels, ",) with adjacent channels, got ", rows.sizes());
-  return {rows.const_data_ptr(), one ? 0 : rows.stride(0), dtype_of(rows)};
-}
-
-// Rows may be any slice of a matrix; only strides within a row need a copy.
-at::Tensor adjacent(const at::Tensor& rows) {
-  return rows.size(-1) <= 1 || rows.stride(-1) == 1 ? rows : rows.contiguous();
-}
-
-Optional adjacent(const Optional& rows) { return rows ? Optional(adjacent(*rows)) : rows; }
-
-// Layouts are ops/ada_group_norm.py's business; this only keeps a wrong call from reading astray.
-AdaGroupNormArgs prepare(const at::Tensor& x, const Optional& x2, const Optional& bias,
-                         const at::Tensor& scale, const at::Tensor& shift, int64_t num_groups,
-                         bool silu) {
-  TORCH_CHECK(x.dim() == 4 && same_layout(x, x), "ada_group_norm: x must be dense and 4-D, got ",
-              x.sizes());
-  AdaGroupNormArgs a{};
-  a.samples = x.size(0);
-  a.channels1 = x.size(1);
-  a.channels2 = rows_in(x2);
-  a.pixels = x.size(2) * x.size(3);
-  a.groups = num_groups;
-  int64_t channels = a.channels1 + a.channels2;
-  TORCH_CHECK(num_groups > 0 && channels % num_groups == 0,
-              "ada_group_norm: num_groups must be a divisor of the ", channels, " channels, got ",
-              num_groups);
-  if (x2) {
-    TORCH_CHECK(same_layout(x, *x2) && x2->scalar_type() == x.scalar_type() &&
-                    x2->numel() == a.samples * a.channels2 * a.pixels,
-                "ada_group_norm: x2 must match x's layout and dtype, got ", x2->sizes());
-    a.x2 = x2->const_data_ptr();
-  }
-  if (bias) a.bias = rows_of("bias", *bias, a.samples, a.channels1);
-  a.x = x.const_data_ptr();
-  a.scale = rows_of("scale", scale, a.samples, channels);
-  a.shift = rows_of("shift", shift, a.samples, channels);
-  a.dtype = dtype_of(x);
-  a.channels_last = !x.is_contiguous();
-  a.silu = silu;
-  return a;
-}
-
-void attach_statistics(AdaGroupNormArgs& a, float* statistics) {
-  a.mean = statistics;
-  a.rstd = statistics + a.samples * a.groups;
-}
 
 at::Tensor empty_output(const AdaGroupNormArgs& a, const at::Tensor& x) {
   auto layout = a.channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
@@ -78,7 +19,7 @@ std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& x, const Optional& 
                                            const Optional& bias, const at::Tensor& scale,
                                            const at::Tensor& shift, int64_t num_groups, double eps,
                                            bool silu, const Launch& run) {
-  AdaGroupNormArgs a = prepare(x, x2, bias, scale, shift, num_groups, silu);
+  AdaGroupNormArgs a = norm_args(x, x2, bias, scale, shift, num_groups, silu);
   at::Tensor out = empty_output(a, x);
   at::Tensor statistics = allocate({2, a.samples, a.groups}, x.options().dtype(at::kFloat));
   if (out.numel() == 0) return {out, statistics};
@@ -107,7 +48,7 @@ Gradients backward(const at::Tensor& grad_out, const at::Tensor& x, const Option
                    const Optional& bias, const at::Tensor& scale, const at::Tensor& shift,
                    const at::Tensor& statistics, int64_t num_groups, bool silu, const Launch& run) {
   AdaGroupNormBackwardArgs b{};
-  AdaGroupNormArgs& a = b.forward = prepare(x, x2, bias, scale, shift, num_groups, silu);
+  AdaGroupNormArgs& a = b.forward = norm_args(x, x2, bias, scale, shift, num_groups, silu);
   TORCH_CHECK(same_layout(x, grad_out) && grad_out.scalar_type() == x.scalar_type() &&
                   grad_out.numel() == a.samples * (a.channels1 + a.channels2) * a.pixels &&
                   statistics.numel() == 2 * a.samples * a.groups,
@@ -272,7 +213,7 @@ at::Tensor without_gradient_cpu(const at::Tensor& x, const Optional& x2, const O
                                 const Optional&) {
   const at::Tensor scale_ = adjacent(scale), shift_ = adjacent(shift);
   const Optional bias_ = adjacent(bias);
-  AdaGroupNormArgs a = prepare(x, x2, bias_, scale_, shift_, num_groups, silu);
+  AdaGroupNormArgs a = norm_args(x, x2, bias_, scale_, shift_, num_groups, silu);
   at::Tensor out = empty_output(a, x);
   if (out.numel() == 0) return out;
   a.out = out.mutable_data_ptr();

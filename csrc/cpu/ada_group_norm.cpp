@@ -1,6 +1,6 @@
 // Forward. A work item is what one core's cache holds (a group, or in channels_last a block of
 // whole groups), so that the second pass over it does not go to memory.
-#include "ada_group_norm.h"
+#include "ada_group_norm_channels_last.h"
 
 namespace lddgan::LDDGAN_ISA {
 namespace {
@@ -42,45 +42,6 @@ struct Moments {
     pending = 0;
   }
 };
-
-// From the sums of deviations from the pivots and of their squares: mean, rstd, and the mean's
-// deviation from the pivot.
-LDDGAN_INLINE void finish(const float* s, const float* ss, const float* pivot, int64_t groups,
-                          int64_t count, double eps, float* mean, float* rstd, float* delta) {
-  const double scale = 1.0 / double(count);
-  for (int64_t g = 0; g < groups; ++g) {
-    const double d = s[g] * scale;
-    const double variance = ss[g] * scale - d * d;
-    rstd[g] = float(1.0 / __builtin_sqrt((variance > 0 ? variance : 0) + eps));
-    delta[g] = float(d);
-    mean[g] = float(pivot[g] + d);
-  }
-}
-
-LDDGAN_INLINE void write_statistics(const AdaGroupNormArgs& a, int64_t first, int64_t groups,
-                                    const float* mean, const float* rstd) {
-  if (a.mean == nullptr) return;
-  for (int64_t g = 0; g < groups; ++g) a.mean[first + g] = mean[g], a.rstd[first + g] = rstd[g];
-}
-
-// The second pass on one or more vectors: y = act(affine(x)), affine(k, v) being the k-th one's.
-// Meanwhile what lies `ahead` is fetched: what is read next.
-template <typename T, bool kSilu, bool kStream, typename Lanes, typename Affine>
-LDDGAN_INLINE void normalise(const T* x, T* y, int64_t ahead, Lanes lanes, const Affine& affine) {
-  constexpr int kCount = kVectorsOf<Lanes>;
-  prefetch<Lanes>(x + ahead);
-  Vec u[kCount], s[kCount];
-  for (int k = 0; k < kCount; ++k) u[k] = affine(k, load(x + k * kWidth, lanes));
-  if constexpr (kSilu) sigmoid<T>(u, s);
-  for (int k = 0; k < kCount; ++k) {
-    const Vec value = kSilu ? u[k] * s[k] : u[k];
-    if constexpr (kStream) {
-      store_stream(y + k * kWidth, value);
-    } else {
-      store(y + k * kWidth, value, lanes);
-    }
-  }
-}
 
 // How far apart the vectors are that the pivot is taken from.
 constexpr int64_t kPivotStep = 1024;
@@ -197,116 +158,22 @@ void forward_contiguous(const AdaGroupNormArgs& a, int64_t begin, int64_t end) {
   }
 }
 
-// Adds `kRows` pixels of one segment to the sums of its channels.
-template <int kRows, typename T>
-LDDGAN_INLINE void add_pixels(const T* x, int64_t stride, int64_t count, const float* q, float* s,
-                              float* ss) {
-  for_vectors(count, [&](int64_t i, auto lanes) {
-    const Vec pivot = load(q + i);
-    Vec total = {}, squares = {};
-    for (int r = 0; r < kRows; ++r) {
-      Vec d = keep_first(load(x + r * stride + i, lanes) - pivot, lanes);
-      total += d;
-      squares += d * d;
-    }
-    store(s + i, load(s + i) + total);
-    store(ss + i, load(ss + i) + squares);
-  });
-}
-
 template <typename T, bool kSilu, bool kStream>
 void forward_channels_last(const AdaGroupNormArgs& a, int64_t block, int64_t begin, int64_t end) {
   const int64_t channels = a.channels1 + a.channels2, pixels = a.pixels;
-  const int64_t size = channels / a.groups, blocks = (channels + block - 1) / block;
-  const int64_t groups = block / size;
+  const int64_t blocks = (channels + block - 1) / block;
+  const int64_t groups = block / (channels / a.groups);
   // Where a block is too large for the cache, its last pixels are still there.
   const bool backwards = block * pixels * int64_t(sizeof(T)) > kCache;
-  Workspace workspace(10 * Workspace::padded(block) + 6 * Workspace::padded(groups));
-  float* q = workspace.take(block);      // pivot - bias
-  float* gain = workspace.take(block);   // scale * rstd
-  float* shift = workspace.take(block);  // shift - delta * gain
-  float* bias = workspace.take(block);
-  float* s = workspace.take(block);
-  float* ss = workspace.take(block);
-  float* total = workspace.take(block);
-  float* lost = workspace.take(block);
-  float* total_squares = workspace.take(block);
-  float* lost_squares = workspace.take(block);
-  float* pivot = workspace.take(groups);
-  float* group_s = workspace.take(groups);
-  float* group_ss = workspace.take(groups);
-  float* mean = workspace.take(groups);
-  float* rstd = workspace.take(groups);
-  float* delta = workspace.take(groups);
+  Workspace workspace(BlockRows::floats(block, groups));
+  BlockRows rows(workspace, block, groups);
   const T* sources[2] = {static_cast<const T*>(a.x), static_cast<const T*>(a.x2)};
   for (int64_t item = begin; item < end; ++item) {
     const int64_t n = item / blocks, first = item % blocks * block;
     const int64_t last = first + block < channels ? first + block : channels;
     Segment parts[2];
     const int num_parts = segments(a, n, first, last, parts);
-    read_row(a.scale, n, first, last, gain);
-    read_row(a.shift, n, first, last, shift);
-    read_bias(a, n, first, last, bias);
-
-    // Pivots: each group's mean over a few pixels.
-    const int64_t sampled = pixels < 4 ? pixels : (pixels / 256 > 4 ? pixels / 256 : 4);
-    const int64_t step = pixels / sampled;
-    fill_zero(s, last - first);
-    for (int64_t r = 0; r < sampled; ++r) {
-      for (int k = 0; k < num_parts; ++k) {
-        const T* x = sources[parts[k].second] + parts[k].offset + r * step * parts[k].stride;
-        float* to = s + parts[k].channel - first;
-        for_vectors(parts[k].count, [&](int64_t i, auto lanes) {
-          store(to + i, load(to + i) + load(x + i, lanes));
-        });
-      }
-    }
-    const int64_t num_groups = (last - first) / size;
-    for (int64_t g = 0; g < num_groups; ++g) {
-      float sample = 0;
-      for (int64_t i = g * size; i < (g + 1) * size; ++i) sample += s[i] + float(sampled) * bias[i];
-      pivot[g] = sample / float(sampled * size);
-      for (int64_t i = g * size; i < (g + 1) * size; ++i) q[i] = pivot[g] - bias[i];
-    }
-
-    float* const zeroed1[] = {s, ss, total, lost, total_squares, lost_squares};
-    for (float* sums : zeroed1) {
-      fill_zero(sums, last - first);
-    }
-    for (int64_t begin_row = 0; begin_row < pixels; begin_row += 8 * kPart) {
-      const int64_t end_row = begin_row + 8 * kPart < pixels ? begin_row + 8 * kPart : pixels;
-      for (int k = 0; k < num_parts; ++k) {
-        const Segment& part = parts[k];
-        const T* x = sources[part.second] + part.offset;
-        const int64_t to = part.channel - first;
-        int64_t r = begin_row;
-        for (; r + 8 <= end_row; r += 8) {
-          add_pixels<8>(x + r * part.stride, part.stride, part.count, q + to, s + to, ss + to);
-        }
-        for (; r < end_row; ++r) {
-          add_pixels<1>(x + r * part.stride, part.stride, part.count, q + to, s + to, ss + to);
-        }
-      }
-      add_part(total, lost, s, last - first);
-      add_part(total_squares, lost_squares, ss, last - first);
-    }
-    for (int64_t g = 0; g < num_groups; ++g) {
-      float sum_s = 0, sum_ss = 0;
-      for (int64_t i = g * size; i < (g + 1) * size; ++i) {
-        sum_s += total[i] + lost[i];
-        sum_ss += total_squares[i] + lost_squares[i];
-      }
-      group_s[g] = sum_s, group_ss[g] = sum_ss;
-    }
-    const int64_t group = n * a.groups + first / size;
-    finish(group_s, group_ss, pivot, num_groups, size * pixels, a.eps, mean, rstd, delta);
-    write_statistics(a, group, num_groups, mean, rstd);
-    for (int64_t g = 0; g < num_groups; ++g) {
-      for (int64_t i = g * size; i < (g + 1) * size; ++i) {
-        gain[i] *= rstd[g];
-        shift[i] -= delta[g] * gain[i];
-      }
-    }
+    rows.take<T>(a, n, first, last, parts, num_parts);
 
     T* out = static_cast<T*>(a.out) + n * pixels * channels;
     for (int64_t i = 0; i < pixels; ++i) {
@@ -319,7 +186,7 @@ void forward_channels_last(const AdaGroupNormArgs& a, int64_t block, int64_t beg
         for_vectors<kForwardBlock>(parts[k].count, [&](int64_t i, auto lanes) {
           normalise<T, kSilu, kStream>(x + i, y + i, ahead, lanes, [&](int v, Vec value) {
             const int64_t j = from + i + v * kWidth;
-            return (value - load(q + j)) * load(gain + j) + load(shift + j);
+            return (value - load(rows.q + j)) * load(rows.gain + j) + load(rows.shift + j);
           });
         });
       }

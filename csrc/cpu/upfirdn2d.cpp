@@ -2,110 +2,16 @@
 
 #include <cstdlib>
 
-#include "lddgan/upfirdn2d_planes.h"
+#include "lddgan/upfirdn2d_channels_last.h"
 
 namespace lddgan::LDDGAN_ISA {
 
 namespace {
 
-// --- By two with four separable taps, channels_last: vectors over channels, vertical sums of
-// columns slide along W in registers.
-
-// Output columns whose channels are treated block by block before the next: all channels of a pixel
-// reach memory close in time.
-constexpr int64_t kColumns = 8;
-
-// kPartial: fewer channels than lanes, vectors reach into the next pixels. kStream: past the
-// caches.
-enum class Access { kWhole, kPartial, kStream };
-
-template <Access access, typename T>
-LDDGAN_INLINE Vec get(const T* p, const T* limit) {
-  if constexpr (access == Access::kPartial) return load_until(p, limit);
-  return load(p);
-}
-template <Access access, typename T>
-LDDGAN_INLINE void put(T* p, Vec v, const T* limit) {
-  if constexpr (access == Access::kPartial) {
-    store_until(p, v, limit);
-  } else {
-    store_either<access == Access::kStream>(p, v);
-  }
-}
-
-// Channels [c0, c0 + count * kWidth) of columns [begin, end) of one output row.
-template <typename T, int count, Access access>
-LDDGAN_INLINE void down_channels(const Upfirdn2dArgs& a, const T* const* rows, T* out,
-                                 const Weights& w, int64_t c0, int64_t begin, int64_t end) {
-  const T* limit = static_cast<const T*>(a.x) + a.n * a.h * a.w * a.c;
-  Vec v[kTaps][count];
-  auto column = [&](int64_t x, Vec* sum) {
-    const bool inside = x >= 0 && x < a.w;
-    for (int b = 0; b < count; ++b) {
-      const int64_t at = x * a.c + c0 + b * kWidth;
-      auto load_at = [&](const T* row) { return get<access>(row + at, limit); };
-      sum[b] = inside ? down_column(rows, w, load_at) : Vec{};
-    }
-  };
-  column(2 * begin - a.pad_x, v[0]);
-  column(2 * begin - a.pad_x + 1, v[1]);
-  for (int64_t o = begin; o < end; ++o) {
-    column(2 * o - a.pad_x + 2, v[2]);
-    column(2 * o - a.pad_x + 3, v[3]);
-    for (int b = 0; b < count; ++b) {
-      put<access>(out + o * a.c + c0 + b * kWidth,
-                  weigh_down(w, v[0][b], v[1][b], v[2][b], v[3][b]), out + a.out_w * a.c);
-      v[0][b] = v[2][b];
-      v[1][b] = v[3][b];
-    }
-  }
-}
-
-// The same of one or two output rows, `begin` even; odd_out is null where there is one.
-template <typename T, int count, Access access>
-LDDGAN_INLINE void up_channels(const Upfirdn2dArgs& a, const T* const* rows, T* even_out,
-                               T* odd_out, const Weights& w, int64_t c0, int64_t begin,
-                               int64_t end) {
-  const T* limit = static_cast<const T*>(a.x) + a.n * a.h * a.w * a.c;
-  EvenOdd v[3][count];
-  auto column = [&](int64_t x, EvenOdd* sums) {
-    const bool inside = x >= 0 && x < a.w;
-    for (int b = 0; b < count; ++b) {
-      const int64_t at = x * a.c + c0 + b * kWidth;
-      auto load_at = [&](const T* row) { return get<access>(row + at, limit); };
-      sums[b] = inside ? up_column(rows, w, load_at) : EvenOdd{Vec{}, Vec{}};
-    }
-  };
-  const int64_t first = -a.pad_x / 2;
-  column(first + begin / 2, v[0]);
-  column(first + begin / 2 + 1, v[1]);
-  for (int64_t o = begin; o < end; o += 2) {
-    column(first + o / 2 + 2, v[2]);
-    auto row = [&](T* out, Vec EvenOdd::* sum) {
-      const T* row_end = out + a.out_w * a.c;
-      T* at = out + o * a.c + c0;
-      for (int b = 0; b < count; ++b) {
-        put<access>(at + b * kWidth, weigh_even(w, v[0][b].*sum, v[1][b].*sum), row_end);
-      }
-      if (o + 1 == a.out_w) return;
-      for (int b = 0; b < count; ++b) {
-        put<access>(at + a.c + b * kWidth, weigh_odd(w, v[1][b].*sum, v[2][b].*sum), row_end);
-      }
-    };
-    row(even_out, &EvenOdd::even);
-    if (odd_out) row(odd_out, &EvenOdd::odd);
-    for (int b = 0; b < count; ++b) {
-      v[0][b] = v[1][b];
-      v[1][b] = v[2][b];
-    }
-  }
-}
-
-// Output rows (down) or row pairs (up) [begin, end) of all samples.
+// Output rows (down) or row pairs (up) [begin, end) of all samples, channels_last.
 template <typename T, bool up>
 void channels_last_rows(const Upfirdn2dArgs& a, bool stream, int64_t begin, int64_t end) {
-  constexpr int kBlock = kWidth == 16 ? (up ? 2 : 4) : 1;  // vectors in flight, by registers
-  const Weights w = weights_of(a);
+  const RowWalk walk{a.c, a.w, a.out_w, a.c, a.c, a.pad_x, weights_of(a)};
   const int64_t stride = a.w * a.c, out_stride = a.out_w * a.c;
   const int64_t tasks = up ? (a.out_h + 1) / 2 : a.out_h;
   for (int64_t task = begin; task < end; ++task) {
@@ -119,32 +25,7 @@ void channels_last_rows(const Upfirdn2dArgs& a, bool stream, int64_t begin, int6
     } else {
       find_rows<T, kTaps>(plane, 2 * y - a.pad_y, a.h, stride, rows);
     }
-    int64_t from = 0, to = 0;
-    auto channels = [&](auto count, auto access, int64_t c0) {
-      if constexpr (up) {
-        up_channels<T, count.value, access.value>(a, rows, out, odd_out, w, c0, from, to);
-      } else {
-        down_channels<T, count.value, access.value>(a, rows, out, w, c0, from, to);
-      }
-    };
-    constexpr std::integral_constant<int, kBlock> block;
-    constexpr std::integral_constant<int, 1> one;
-    constexpr std::integral_constant<Access, Access::kWhole> whole;
-    constexpr std::integral_constant<Access, Access::kPartial> partial;
-    constexpr std::integral_constant<Access, Access::kStream> streamed;
-    for (; from < a.out_w; from = to) {
-      to = a.out_w - from < kColumns ? a.out_w : from + kColumns;
-      if (a.c < kWidth) {
-        channels(one, partial, 0);
-        continue;
-      }
-      int64_t c0 = 0;
-      for (; c0 + kBlock * kWidth <= a.c; c0 += kBlock * kWidth) {
-        stream ? channels(block, streamed, c0) : channels(block, whole, c0);
-      }
-      for (; c0 + kWidth <= a.c; c0 += kWidth) channels(one, whole, c0);
-      if (c0 < a.c) channels(one, whole, a.c - kWidth);  // overlaps the one before
-    }
+    resample_rows<up>(walk, rows, out, odd_out, stream);
   }
 }
 
@@ -153,7 +34,7 @@ void by_two(const Upfirdn2dArgs& a) {
   if (!a.channels_last) return by_two_planes<T, up>(a);
   const int64_t tasks = up ? (a.out_h + 1) / 2 : a.out_h;
   const int64_t per_task = (up ? 2 : 1) * a.out_w * a.c;
-  const bool stream = a.c % kWidth == 0 && worth_streaming(a);
+  const bool stream = a.c % kWidth == 0 && should_stream(a);
   parallel_for(a.n * tasks, kGrain / per_task + 1, [&](int64_t begin, int64_t end) {
     channels_last_rows<T, up>(a, stream, begin, end);
     if (stream) stream_fence();

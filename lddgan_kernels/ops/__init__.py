@@ -7,6 +7,7 @@ from lddgan_kernels.ops.diffuse_pair import diffuse_pair
 from lddgan_kernels.ops.haar import haar_dwt2d, haar_idwt2d
 from lddgan_kernels.ops.minibatch_stddev import minibatch_stddev
 from lddgan_kernels.ops.nearest_code import nearest_code
+from lddgan_kernels.ops.norm_resample import norm_resample
 from lddgan_kernels.ops.packed_conv2d import pack_conv2d, packed_conv2d
 from lddgan_kernels.ops.pixel_norm import pixel_norm
 from lddgan_kernels.ops.posterior_sample import posterior_sample
@@ -24,6 +25,7 @@ __all__ = [
     "haar_idwt2d",
     "minibatch_stddev",
     "nearest_code",
+    "norm_resample",
     "pack_conv2d",
     "packed_conv2d",
     "pixel_norm",

@@ -100,6 +100,28 @@ def plan_norm(
     )  # type: ignore[return-value]
 
 
+def gpu_plans(
+    x: torch.Tensor, channels2: int, num_groups: int, backend: str
+) -> tuple[NormPlan, NormPlan]:
+    """How "cuda" or "triton" cuts the forward and the backward pass; any other backend: as cuda.
+
+    `channels2` are those read as if concatenated to x.
+    """
+    n, c, h, w = x.shape
+    return plan_norm(
+        (n, (c + channels2) // num_groups, num_groups, h * w),
+        x.element_size(),
+        not x.is_contiguous(),
+        backend,
+        device_size(x.device),
+    )
+
+
+def plan_numbers(plans: tuple[NormPlan, NormPlan]) -> list[int]:
+    """Both plans as the native operators take them."""
+    return [n for plan in plans for n in (plan.kind == "onchip", plan.groups, plan.parts)]
+
+
 def _plan(
     problem: tuple[int, int, int, int],
     held: int,

@@ -26,7 +26,13 @@ from lddgan_kernels._checks import (
     like_layout,
     memory_format,
 )
-from lddgan_kernels.ops._norm_plan import NormPlan, apply_plan, device_size, plan_norm
+from lddgan_kernels.ops._norm_plan import (
+    NormPlan,
+    apply_plan,
+    device_size,
+    gpu_plans,
+    plan_numbers,
+)
 
 KERNELS = ("cuda", "triton", "cpu")
 
@@ -87,11 +93,11 @@ def ada_group_norm(
     silu = activation is not None
     if chosen == "cpu":  # its gradient is registered in python/ada_group_norm.cpp
         return _operator(x, x2, bias, scale, shift, num_groups, eps, silu)
-    plans = gpu_plans(x, x2, num_groups, chosen)
+    plans = gpu_plans(x, 0 if x2 is None else x2.shape[1], num_groups, chosen)
     if moments is not None:
         plans = (_plan_of_given(x, num_groups, moments.shape[2]), plans[1])
     if chosen == "cuda":
-        numbers = [n for plan in plans for n in (plan.kind == "onchip", plan.groups, plan.parts)]
+        numbers = plan_numbers(plans)
         operator = torch.ops.lddgan.ada_group_norm.default
         return operator(x, x2, bias, scale, shift, num_groups, eps, silu, numbers, moments)
     return _Triton.apply(x, x2, bias, scale, shift, num_groups, eps, silu, plans, moments)
@@ -238,21 +244,6 @@ class _Triton(torch.autograd.Function):
         return *grads, None, None, None, None, None
 
 
-def gpu_plans(
-    x: Tensor, x2: Tensor | None, num_groups: int, backend: str
-) -> tuple[NormPlan, NormPlan]:
-    """How a GPU backend ("cuda" or "triton") cuts the forward and the backward pass."""
-    n, c, h, w = x.shape
-    c += 0 if x2 is None else x2.shape[1]
-    return plan_norm(
-        (n, c // num_groups, num_groups, h * w),
-        x.element_size(),
-        not x.is_contiguous(),
-        backend,
-        device_size(x.device),
-    )
-
-
 def _plan_of_given(x: Tensor, num_groups: int, parts: int) -> NormPlan:
     n, c, h, w = x.shape
     problem = (n, c // num_groups, num_groups, h * w)
@@ -279,7 +270,8 @@ def explain(
     report: dict[str, Any] = {"backend": chosen, "floor_forward": 2 * size}
     report["floor_backward"] = 3 * size
     if chosen in ("cuda", "triton"):
-        forward, backward = gpu_plans(x, x2, num_groups, chosen)
+        channels2 = 0 if x2 is None else x2.shape[1]
+        forward, backward = gpu_plans(x, channels2, num_groups, chosen)
         report |= {"forward": forward, "backward": backward}
         report["bytes_forward"] = (forward.passes + 1) * size
         report["bytes_backward"] = (2 * backward.passes + 1) * size

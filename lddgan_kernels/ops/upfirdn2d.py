@@ -27,14 +27,11 @@ from lddgan_kernels._checks import (
     like_layout,
     memory_format,
 )
+from lddgan_kernels.ops._fir import taps as taps_of
 
 KERNELS = ("cuda", "triton", "cpu")
 
 Pad = tuple[int, int, int, int]
-
-# StyleGAN's [1, 3, 3, 1] for one axis, normalised, and with the gain of 2 an axis of upsampling.
-_DOWN_TAPS = {torch.device("cpu"): torch.tensor([0.125, 0.375, 0.375, 0.125], device="cpu")}
-_UP_TAPS = {torch.device("cpu"): torch.tensor([0.25, 0.75, 0.75, 0.25], device="cpu")}
 
 
 def upfirdn2d(
@@ -107,7 +104,8 @@ def upsample2d(x: Tensor, *, backend: str | None = None) -> Tensor:
     Returns:
         (N, C, 2H, 2W), dtype and layout like x.
     """
-    return upfirdn2d(x, _on_device(_UP_TAPS, x), up=2, pad=(2, 1), backend=backend)
+    check_tensor("upfirdn2d", "x", x)
+    return upfirdn2d(x, taps_of("up", x.device), up=2, pad=(2, 1), backend=backend)
 
 
 def downsample2d(x: Tensor, *, backend: str | None = None) -> Tensor:
@@ -120,15 +118,8 @@ def downsample2d(x: Tensor, *, backend: str | None = None) -> Tensor:
     Returns:
         (N, C, H // 2, W // 2), dtype and layout like x.
     """
-    return upfirdn2d(x, _on_device(_DOWN_TAPS, x), down=2, pad=(1, 1), backend=backend)
-
-
-def _on_device(taps: dict[torch.device, Tensor], x: Tensor) -> Tensor:
-    """The taps on x's device, copied there once."""
     check_tensor("upfirdn2d", "x", x)
-    if x.device not in taps:
-        taps[x.device] = taps[torch.device("cpu")].to(x.device)
-    return taps[x.device]
+    return upfirdn2d(x, taps_of("down", x.device), down=2, pad=(1, 1), backend=backend)
 
 
 def output_size(x: Tensor, taps: Tensor, up: int, down: int, pad: Pad) -> tuple[int, int]:

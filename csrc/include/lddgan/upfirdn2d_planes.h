@@ -28,9 +28,10 @@ inline Weights weights_of(const Upfirdn2dArgs& a) {
 
 // Streamed are outputs that would crowd out what they are made from; a smaller one, as going down
 // often is, does better in the cache for its reader.
-inline bool worth_streaming(const Upfirdn2dArgs& a) {
-  const int64_t bytes = a.n * a.c * a.out_h * a.out_w * (a.dtype == Dtype::kFloat32 ? 4 : 2);
-  return bytes >= int64_t(32) << 20;
+inline bool should_stream(int64_t out_bytes) { return out_bytes >= int64_t(32) << 20; }
+
+inline bool should_stream(const Upfirdn2dArgs& a) {
+  return should_stream(a.n * a.c * a.out_h * a.out_w * (a.dtype == Dtype::kFloat32 ? 4 : 2));
 }
 
 // Rows first ... first + count - 1 of a plane whose rows are `stride` elements; null outside.
@@ -329,7 +330,7 @@ void by_two_planes(const Upfirdn2dArgs& a) {
       (up ? a.out_h == 2 * a.h && a.out_w == 2 * a.w : a.h == 2 * a.out_h && a.w == 2 * a.out_w);
   if (exact && (try_flat<T, up, 8>(a) || try_flat<T, up, 4>(a) || try_flat<T, up, 2>(a))) return;
   const bool wide = exact && (up ? a.w : a.out_w) % kWidth == 0;
-  const bool stream = worth_streaming(a);
+  const bool stream = should_stream(a);
   const int64_t tasks = a.n * a.c * (up ? (a.out_h + 1) / 2 : a.out_h);
   parallel_for(tasks, kGrain / (up ? 2 * a.out_w : a.out_w) + 1, [&](int64_t begin, int64_t end) {
     if (wide && stream) {

@@ -1,0 +1,68 @@
+// What the bindings of the norms share: from tensors to AdaGroupNormArgs.
+#pragma once
+
+#include "lddgan/ada_group_norm.h"
+#include "torch_common.h"
+
+namespace lddgan {
+
+using Optional = std::optional<at::Tensor>;
+
+inline int64_t rows_in(const Optional& x) { return x ? x->size(1) : 0; }
+
+// (N, C) with any row stride, or (C,) as one row for all samples.
+inline ChannelRows rows_of(const char* name, const at::Tensor& rows, int64_t samples,
+                           int64_t channels) {
+  bool one = rows.dim() == 1;
+  TORCH_CHECK((one || (rows.dim() == 2 && rows.size(0) == samples)) && rows.size(-1) == channels &&
+                  (channels <= 1 || rows.stride(-1) == 1),
+              "ada_group_norm: ", name, " must be of shape (", samples, ", ", channels, ") or (",
+              channels, ",) with adjacent channels, got ", rows.sizes());
+  return {rows.const_data_ptr(), one ? 0 : rows.stride(0), dtype_of(rows)};
+}
+
+// Rows may be any slice of a matrix; only strides within a row need a copy.
+inline at::Tensor adjacent(const at::Tensor& rows) {
+  return rows.size(-1) <= 1 || rows.stride(-1) == 1 ? rows : rows.contiguous();
+}
+
+inline Optional adjacent(const Optional& rows) { return rows ? Optional(adjacent(*rows)) : rows; }
+
+// Layouts are ops/ada_group_norm.py's business; this only keeps a wrong call from reading astray.
+inline AdaGroupNormArgs norm_args(const at::Tensor& x, const Optional& x2, const Optional& bias,
+                                  const at::Tensor& scale, const at::Tensor& shift,
+                                  int64_t num_groups, bool silu) {
+  TORCH_CHECK(x.dim() == 4 && same_layout(x, x), "ada_group_norm: x must be dense and 4-D, got ",
+              x.sizes());
+  AdaGroupNormArgs a{};
+  a.samples = x.size(0);
+  a.channels1 = x.size(1);
+  a.channels2 = rows_in(x2);
+  a.pixels = x.size(2) * x.size(3);
+  a.groups = num_groups;
+  int64_t channels = a.channels1 + a.channels2;
+  TORCH_CHECK(num_groups > 0 && channels % num_groups == 0,
+              "ada_group_norm: num_groups must be a divisor of the ", channels, " channels, got ",
+              num_groups);
+  if (x2) {
+    TORCH_CHECK(same_layout(x, *x2) && x2->scalar_type() == x.scalar_type() &&
+                    x2->numel() == a.samples * a.channels2 * a.pixels,
+                "ada_group_norm: x2 must match x's layout and dtype, got ", x2->sizes());
+    a.x2 = x2->const_data_ptr();
+  }
+  if (bias) a.bias = rows_of("bias", *bias, a.samples, a.channels1);
+  a.x = x.const_data_ptr();
+  a.scale = rows_of("scale", scale, a.samples, channels);
+  a.shift = rows_of("shift", shift, a.samples, channels);
+  a.dtype = dtype_of(x);
+  a.channels_last = !x.is_contiguous();
+  a.silu = silu;
+  return a;
+}
+
+inline void attach_statistics(AdaGroupNormArgs& a, float* statistics) {
+  a.mean = statistics;
+  a.rstd = statistics + a.samples * a.groups;
+}
+
+}  // namespace lddgan
