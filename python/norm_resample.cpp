@@ -46,6 +46,28 @@ Results norm_resample_cpu(const at::Tensor& x, const Optional& skip, const at::T
 }
 
 #ifdef LDDGAN_CUDA
+// Partial moments (N, num_groups, parts, 2) of a channels_last x; plan is (groups, parts), from
+// ops/_norm_plan.py.
+at::Tensor group_moments_on_cuda(const at::Tensor& x, int64_t num_groups, at::IntArrayRef plan) {
+  TORCH_CHECK(x.dim() == 4 && same_layout(x, x) && num_groups > 0 && x.size(1) % num_groups == 0 &&
+                  plan.size() == 2 && plan[0] > 0 && num_groups % plan[0] == 0 && plan[1] > 0,
+              "group_moments: x and plan do not fit ", num_groups, " groups");
+  at::Tensor out = allocate({x.size(0), num_groups, plan[1], 2}, x.options().dtype(at::kFloat));
+  AdaGroupNormArgs a{};
+  a.x = x.const_data_ptr();
+  a.samples = x.size(0);
+  a.channels1 = x.size(1);
+  a.pixels = x.size(2) * x.size(3);
+  a.groups = num_groups;
+  a.dtype = dtype_of(x);
+  a.channels_last = !x.is_contiguous();
+  AdaGroupNormPlan p{false, int(plan[0]), int(plan[1]), out.mutable_data_ptr<float>()};
+  if (x.numel() != 0) {
+    launch([&](void* stream) { return ada_group_norm_moments_cuda(a, p, stream); }, x);
+  }
+  return out;
+}
+
 Results norm_resample_on_cuda(const at::Tensor& x, const Optional& skip, const at::Tensor& scale,
                               const at::Tensor& shift, int64_t num_groups, double eps, bool silu,
                               bool up, const Optional& moments) {
@@ -63,6 +85,7 @@ Results norm_resample_on_cuda(const at::Tensor& x, const Optional& skip, const a
 #endif
 
 TORCH_LIBRARY_FRAGMENT(lddgan, m) {
+  m.def("group_moments(Tensor x, int num_groups, int[] plan=[]) -> Tensor");
   // -> h, skip_out, statistics (2, N, num_groups): mean and rstd of x
   m.def(
       "norm_resample(Tensor x, Tensor? skip, Tensor scale, Tensor shift, int num_groups, "

@@ -9,6 +9,7 @@ lies between norm and filter is not rounded where they are fused. Dtypes float32
 (reference: float64). Gradient: first order.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from lddgan_kernels._checks import (
     memory_format,
 )
 from lddgan_kernels.ops._fir import taps
-from lddgan_kernels.ops._norm_plan import gpu_plans, plan_numbers
+from lddgan_kernels.ops._norm_plan import device_size, gpu_plans, moments_plan, plan_numbers
 
 KERNELS = ("cuda", "triton", "cpu")
 DIRECTIONS = ("up", "down")
@@ -215,20 +216,33 @@ def _forward(
         images = h, x if skip is None else skip
         h, s = (_filter(image, direction, backend) for image in images)
         return h, s, statistics
+    if moments is None and backend != "cpu":
+        moments = _moments(x, num_groups, backend)
     if backend == "triton":
         from lddgan_kernels.triton import norm_resample as kernel
 
-        same = skip is None
+        rows = _adjacent(scale), _adjacent(shift)
         h, s, statistics = kernel.forward(
-            x, _adjacent(scale), _adjacent(shift), num_groups, eps, silu, up, same, moments
+            x, *rows, moments, num_groups, eps, silu, up, skip is None
         )
         return h, s if skip is None else _filter(skip, direction, backend), statistics
-    if backend == "cuda" and moments is None:
-        moments = torch.ops.lddgan.group_moments.default(x, num_groups)
     found: tuple[Tensor, Tensor, Tensor] = torch.ops.lddgan.norm_resample.default(
         x, skip, scale, shift, num_groups, eps, silu, up, moments
     )
     return found
+
+
+def _moments(x: Tensor, num_groups: int, backend: str) -> Tensor:
+    """Partial moments of x, as `residual_scale_moments` leaves them, by a pass over it."""
+    n, c, h, w = x.shape
+    problem = n, c // num_groups, num_groups, h * w
+    plan = moments_plan(problem, x.element_size(), True, device_size(x.device))
+    if backend == "triton":
+        from lddgan_kernels.triton import _norm_moments as kernel
+
+        return kernel.moments(x, None, None, num_groups, plan)
+    out: Tensor = torch.ops.lddgan.group_moments.default(x, num_groups, [plan.groups, plan.parts])
+    return out
 
 
 def _filter(
@@ -308,6 +322,11 @@ def _adjacent(rows: Tensor) -> Tensor:
 
 
 if _extension.is_loaded():
+
+    @torch.library.register_fake("lddgan::group_moments")
+    def _(x: Tensor, num_groups: int, plan: Sequence[int] = ()) -> Tensor:
+        shape = x.shape[0], num_groups, plan[1], 2
+        return torch.empty(shape, dtype=torch.float32, device=x.device)
 
     @torch.library.register_fake("lddgan::norm_resample")
     def _(

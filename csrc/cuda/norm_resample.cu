@@ -1,0 +1,249 @@
+// Adaptive group norm, then a resampling by two, beside that of the shortcut; channels_last.
+//
+// A thread keeps to a pack of channels and walks along W: the vertical sums of the columns that the
+// filter reaches stay in registers, so a value of x is read, and activated, by two (down) or three
+// (up) threads. A block takes some packs of one sample, for which it merges the moments first;
+// where the shortcut is another tensor, further blocks resample it.
+#include "lddgan/norm_resample.h"
+
+#include "lddgan/ada_group_norm.cuh"
+
+namespace lddgan {
+
+namespace {
+
+constexpr int kThreads = 128;
+constexpr int kColumns = 32;                 // packs of channels of a block, at most
+constexpr int64_t kEnoughThreads = 1 << 16;  // past these, threads walk further instead
+
+struct Cut {
+  int columns;              // packs of channels of a block
+  int chunks, skip_chunks;  // blocks along the channels: of x, and of another tensor
+  int segment, segments;    // outputs (down) or inputs (up) along W of a thread; its pieces
+  int steps, blocks;        // rows of those; blocks along steps and segments
+};
+
+// What a thread's channels are normalised by: [4][width] in shared memory, from its own channel on.
+struct Rows {
+  const float* mean;
+  int width;
+  bool silu;
+  __device__ __forceinline__ float act(float x, int e) const {
+    float y = ((x - mean[e]) - mean[width + e]) * mean[2 * width + e] + mean[3 * width + e];
+    return silu ? y * sigmoid(y) : y;
+  }
+};
+
+// One image, or x normalised and x itself: `h` or `s` is null where it is not wanted.
+template <typename T>
+struct Images {
+  const T* x;  // of the sample, at the thread's channels; so are h and s
+  T* h;
+  T* s;
+  int channels, height, width;
+};
+
+// Vertical sums of one column: those of the step's output rows, one (down) or two (up).
+template <bool UP, int VEC>
+struct Column {
+  static constexpr int kRows = UP ? 2 : 1;
+  float v[kRows][VEC];
+};
+
+// Adds weights * value of the pack at (row, column), a value being act(x) for h, x for s.
+template <bool NORM, bool RAW, bool UP, int VEC, typename T>
+__device__ __forceinline__ void add_pack(const Images<T>& of, const Rows& rows, int row, int column,
+                                         const float (&weights)[Column<UP, VEC>::kRows],
+                                         Column<UP, VEC>& h, Column<UP, VEC>& s) {
+  if (row < 0 || row >= of.height) return;
+  float x[VEC];
+  load_floats<VEC>(of.x + (int64_t(row) * of.width + column) * of.channels, x);
+#pragma unroll
+  for (int e = 0; e < VEC; ++e) {
+    float y = NORM ? rows.act(x[e], e) : 0.0f;
+#pragma unroll
+    for (int k = 0; k < Column<UP, VEC>::kRows; ++k) {
+      if (NORM) h.v[k][e] += weights[k] * y;
+      if (RAW) s.v[k][e] += weights[k] * x[e];
+    }
+  }
+}
+
+template <bool NORM, bool RAW, bool UP, int VEC, typename T>
+__device__ __forceinline__ void sum_column(const Images<T>& of, const Rows& rows, int step,
+                                           int column, Column<UP, VEC>& h, Column<UP, VEC>& s) {
+  h = s = Column<UP, VEC>{};
+  if (column < 0 || column >= of.width) return;
+  if constexpr (UP) {
+    add_pack<NORM, RAW>(of, rows, step - 1, column, {0.25f, 0.0f}, h, s);
+    add_pack<NORM, RAW>(of, rows, step, column, {0.75f, 0.75f}, h, s);
+    add_pack<NORM, RAW>(of, rows, step + 1, column, {0.0f, 0.25f}, h, s);
+  } else {
+    add_pack<NORM, RAW>(of, rows, 2 * step - 1, column, {0.125f}, h, s);
+    add_pack<NORM, RAW>(of, rows, 2 * step, column, {0.375f}, h, s);
+    add_pack<NORM, RAW>(of, rows, 2 * step + 1, column, {0.375f}, h, s);
+    add_pack<NORM, RAW>(of, rows, 2 * step + 2, column, {0.125f}, h, s);
+  }
+}
+
+// The pack at (row, column) of an output of `width` columns: the horizontal sum of columns.
+template <bool UP, int VEC, typename T, typename... Columns>
+__device__ __forceinline__ void put(T* image, int64_t row, int width, int column, int channels,
+                                    int k, const float (&weights)[sizeof...(Columns)],
+                                    const Columns&... columns) {
+  float out[VEC];
+#pragma unroll
+  for (int e = 0; e < VEC; ++e) {
+    int i = 0;
+    out[e] = 0;
+    ((out[e] += weights[i++] * columns.v[k][e]), ...);
+  }
+  store_floats<VEC>(image + (row * width + column) * channels, out);
+}
+
+// One step's outputs along W: [begin, end) of them (down), or of the inputs that they lie at (up).
+template <bool NORM, bool RAW, bool UP, int VEC, typename T>
+__device__ void walk(const Images<T>& of, const Rows& rows, int step, int begin, int end) {
+  Column<UP, VEC> h[4], s[4];
+  auto sum = [&](int column, int k) { sum_column<NORM, RAW>(of, rows, step, column, h[k], s[k]); };
+  auto write = [&](T* image, const Column<UP, VEC>* c, int i) {
+    if constexpr (UP) {
+      int width = 2 * of.width;
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+        put<UP, VEC>(image, 2 * step + k, width, 2 * i, of.channels, k, {0.25f, 0.75f}, c[0], c[1]);
+        put<UP, VEC>(image, 2 * step + k, width, 2 * i + 1, of.channels, k, {0.75f, 0.25f}, c[1],
+                     c[2]);
+      }
+    } else {
+      put<UP, VEC>(image, step, of.width / 2, i, of.channels, 0, {0.125f, 0.375f, 0.375f, 0.125f},
+                   c[0], c[1], c[2], c[3]);
+    }
+  };
+  constexpr int kNew = UP ? 1 : 2;  // columns a turn; two are left of the turn before
+  sum(kNew * begin - 1, 0);
+  sum(kNew * begin, 1);
+  for (int i = begin; i < end; ++i) {
+#pragma unroll
+    for (int k = 0; k < kNew; ++k) sum(kNew * i + 1 + k, 2 + k);
+    if (NORM) write(of.h, h, i);
+    if (RAW) write(of.s, s, i);
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      h[k] = h[k + kNew];
+      s[k] = s[k + kNew];
+    }
+  }
+}
+
+// The rows of channels [first, first + count) of a sample into shared memory; ends with a barrier.
+// The first block of a sample's channels also writes their groups' statistics.
+__device__ __forceinline__ void merge_rows(const AdaGroupNormArgs& a, const float* partial,
+                                           int parts, int64_t sample, int first, int count,
+                                           int width, bool writes, float* rows) {
+  int cpg = int(a.channels1 / a.groups), first_group = first / cpg;
+  int groups = (first + count - 1) / cpg - first_group + 1;
+  float* moments = rows + 4 * width;
+  merge_parts(partial + sample * a.groups * parts * 2, first_group, groups, cpg, a.pixels, parts,
+              a.eps, moments);
+  __syncthreads();
+  for (int i = threadIdx.x; i < count; i += blockDim.x) {
+    int g = (first + i) / cpg - first_group;
+    rows[i] = moments[g];
+    rows[width + i] = moments[groups + g];
+    rows[2 * width + i] = moments[2 * groups + g] * read_row(a.scale, sample, first + i);
+    rows[3 * width + i] = read_row(a.shift, sample, first + i);
+  }
+  for (int g = threadIdx.x; g < groups && writes; g += blockDim.x) {
+    if ((first_group + g) * cpg < first) continue;  // the block before has it
+    a.mean[sample * a.groups + first_group + g] = moments[g] + moments[groups + g];
+    a.rstd[sample * a.groups + first_group + g] = moments[2 * groups + g];
+  }
+  __syncthreads();
+}
+
+template <typename T, int VEC, bool UP, bool SAME>
+__global__ void __launch_bounds__(kThreads, 1)
+    norm_resample_kernel(NormResampleArgs a, const float* __restrict__ partial, int parts,
+                         Cut cut) {
+  int along = blockIdx.x % cut.blocks, block = blockIdx.x / cut.blocks;
+  int chunk = block % (cut.chunks + cut.skip_chunks);
+  int64_t sample = block / (cut.chunks + cut.skip_chunks);
+  bool own = SAME || chunk < cut.chunks;
+  int width = cut.columns * VEC, channels = int(own ? a.norm.channels1 : a.skip_channels);
+  int first = (own ? chunk : chunk - cut.chunks) * width, count = min(width, channels - first);
+  LDDGAN_DYNAMIC_SHARED(float, shared);
+  if (own) {
+    merge_rows(a.norm, partial, parts, sample, first, count, width, along == 0, shared);
+  }
+  int row = threadIdx.x / cut.columns, channel = threadIdx.x % cut.columns * VEC;
+  int piece = along * (kThreads / cut.columns) + row;
+  if (row >= kThreads / cut.columns || piece >= cut.steps * cut.segments || channel >= count) {
+    return;
+  }
+  int step = piece / cut.segments, begin = piece % cut.segments * cut.segment;
+  int end = min(begin + cut.segment, int(UP ? a.width : a.width / 2));
+  int64_t pixels = a.height * a.width;
+  int64_t out_pixels = UP ? 4 * pixels : (a.height / 2) * (a.width / 2);
+  int64_t from = sample * pixels * channels + first + channel;
+  int64_t to = sample * out_pixels * channels + first + channel;
+  Images<T> of{static_cast<const T*>(own ? a.norm.x : a.skip) + from,
+               static_cast<T*>(a.norm.out) + to,
+               static_cast<T*>(a.skip_out) + to,
+               channels,
+               int(a.height),
+               int(a.width)};
+  Rows rows{shared + channel, width, a.norm.silu};
+  if (SAME) {
+    walk<true, true, UP, VEC>(of, rows, step, begin, end);
+  } else if (own) {
+    walk<true, false, UP, VEC>(of, rows, step, begin, end);
+  } else {
+    walk<false, true, UP, VEC>(of, rows, step, begin, end);
+  }
+}
+
+template <typename T, int VEC, bool UP, bool SAME>
+cudaError_t launch(const NormResampleArgs& a, const float* partial, int parts, void* stream) {
+  Cut cut{};
+  int packs = int(a.norm.channels1) / VEC;
+  cut.columns = packs < kColumns ? packs : kColumns;
+  cut.chunks = (packs + cut.columns - 1) / cut.columns;
+  cut.skip_chunks = SAME ? 0 : (int(a.skip_channels) / VEC + cut.columns - 1) / cut.columns;
+  int64_t chunks = a.norm.samples * (cut.chunks + cut.skip_chunks);
+  int length = int(UP ? a.width : a.width / 2);
+  cut.steps = int(UP ? a.height : a.height / 2);
+  cut.segment = length;
+  while (cut.segment > 1 &&
+         chunks * cut.columns * cut.steps * (length / cut.segment) < kEnoughThreads) {
+    cut.segment = (cut.segment + 1) / 2;
+  }
+  cut.segments = (length + cut.segment - 1) / cut.segment;
+  int rows = kThreads / cut.columns;
+  cut.blocks = (cut.steps * cut.segments + rows - 1) / rows;
+  size_t floats = 7 * size_t(cut.columns) * VEC;
+  return launch_kernel(norm_resample_kernel<T, VEC, UP, SAME>, unsigned(chunks * cut.blocks),
+                       kThreads, floats * sizeof(float), stream, 1, a, partial, parts, cut);
+}
+
+}  // namespace
+
+int norm_resample_cuda(const NormResampleArgs& a, const float* partial, int parts, void* stream) {
+  auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
+  bool aligns = aligned(a.norm.x) && aligned(a.norm.out) && aligned(a.skip) && aligned(a.skip_out);
+  return visit_packs(
+      a.norm.dtype, true,
+      [&](auto vec) { return aligns && a.norm.channels1 % vec == 0 && a.skip_channels % vec == 0; },
+      [&](auto* type, auto vec, auto) {
+        using T = std::remove_pointer_t<decltype(type)>;
+        bool same = a.skip == a.norm.x;
+        if (a.up) {
+          return same ? launch<T, vec(), true, true>(a, partial, parts, stream)
+                      : launch<T, vec(), true, false>(a, partial, parts, stream);
+        }
+        return same ? launch<T, vec(), false, true>(a, partial, parts, stream)
+                    : launch<T, vec(), false, false>(a, partial, parts, stream);
+      });
+}
+
+}  // namespace lddgan
