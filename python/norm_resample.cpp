@@ -93,7 +93,10 @@ TORCH_LIBRARY_FRAGMENT(lddgan, m) {
 }
 TORCH_LIBRARY_IMPL(lddgan, CPU, m) { m.impl("norm_resample", norm_resample_cpu); }
 #ifdef LDDGAN_CUDA
-TORCH_LIBRARY_IMPL(lddgan, CUDA, m) { m.impl("norm_resample", norm_resample_on_cuda); }
+TORCH_LIBRARY_IMPL(lddgan, CUDA, m) {
+  m.impl("group_moments", group_moments_on_cuda);
+  m.impl("norm_resample", norm_resample_on_cuda);
+}
 #endif
 
 }  // namespace

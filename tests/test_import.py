@@ -44,6 +44,7 @@ calls = {
     "haar_idwt2d": lambda: ops.haar_idwt2d(x),
     "minibatch_stddev": lambda: ops.minibatch_stddev(x),
     "nearest_code": lambda: ops.nearest_code(x, torch.randn(9, 8)),
+    "norm_resample": lambda: ops.norm_resample(x, rows, rows, 4, "down"),
     "pack_conv2d": lambda: packed.to_dense(),
     "packed_conv2d": lambda: ops.packed_conv2d(x, packed),
     "pixel_norm": lambda: ops.pixel_norm(rows),

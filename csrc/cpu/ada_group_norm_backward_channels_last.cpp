@@ -10,6 +10,9 @@ namespace {
 // Elements of a sample that stay in a core's cache with what is computed of them.
 constexpr int64_t kSmall = 1 << 17;
 
+// Pixels that are added one after the other; then such runs are, and then tiles.
+constexpr int64_t kRun = 8;
+
 // In channels_last pixels are taken in tiles of kPart, each with sums of its own: results do not
 // depend on how threads share them.
 inline int64_t tile_count(const AdaGroupNormArgs& a) { return (a.pixels + kPart - 1) / kPart; }
@@ -117,19 +120,23 @@ void first_pass(const AdaGroupNormBackwardArgs& b, const Item& item, int64_t til
         gain[k] = load(item.gain + j + k * kWidth);
         shift[k] = load(item.shift + j + k * kWidth);
       }
-      for (int64_t r = 0; r < count; ++r) {
-        prefetch<decltype(lanes)>(next_x);
-        prefetch<decltype(lanes)>(next_grad);
-        next_x += kKeep ? stride : kCount * kWidth;
-        next_grad += kKeep ? channels : kCount * kWidth;
-        Vec d[kCount], v[kCount];
-        pixel<T, kSilu>(x, grad, q, gain, shift, lanes, d, v);
-        for (int k = 0; k < kCount; ++k) {
-          if (kKeep) store(kept + k * kWidth, v[k], lanes);
-          sum_v[k] += v[k];
-          sum_vd[k] += v[k] * d[k];
+      for (int64_t r = 0; r < count;) {
+        Vec run_v[kCount] = {}, run_vd[kCount] = {};
+        for (const int64_t end = r + kRun < count ? r + kRun : count; r < end; ++r) {
+          prefetch<decltype(lanes)>(next_x);
+          prefetch<decltype(lanes)>(next_grad);
+          next_x += kKeep ? stride : kCount * kWidth;
+          next_grad += kKeep ? channels : kCount * kWidth;
+          Vec d[kCount], v[kCount];
+          pixel<T, kSilu>(x, grad, q, gain, shift, lanes, d, v);
+          for (int k = 0; k < kCount; ++k) {
+            if (kKeep) store(kept + k * kWidth, v[k], lanes);
+            run_v[k] += v[k];
+            run_vd[k] += v[k] * d[k];
+          }
+          x += stride, grad += channels, kept += kept_stride;
         }
-        x += stride, grad += channels, kept += kept_stride;
+        for (int k = 0; k < kCount; ++k) sum_v[k] += run_v[k], sum_vd[k] += run_vd[k];
       }
       for (int k = 0; k < kCount; ++k) {
         store(item.sums_v + tile * item.width + j + k * kWidth, sum_v[k], lanes);
@@ -168,28 +175,32 @@ void second_pass(const AdaGroupNormBackwardArgs& b, const Item& item, int64_t ti
         mean1[k] = load(item.mean1 + j + k * kWidth);
         mean2[k] = load(item.mean2 + j + k * kWidth);
       }
-      for (int64_t r = 0; r < count; ++r) {
-        Vec d[kCount], v[kCount];
-        if constexpr (kKeep) {
-          for (int k = 0; k < kCount; ++k) {
-            d[k] = load(x + k * kWidth, lanes) - q[k];
-            v[k] = load(kept + k * kWidth, lanes);
-          }
-        } else {
-          prefetch<decltype(lanes)>(next_x + r * kCount * kWidth);
-          prefetch<decltype(lanes)>(next_grad + r * kCount * kWidth);
-          pixel<T, kSilu>(x, grad, q, gain, shift, lanes, d, v);
-        }
-        for (int k = 0; k < kCount; ++k) {
-          const Vec value = v[k] * gain[k] - (mean2[k] * d[k] + mean1[k]);
-          if constexpr (kStream) {
-            store_stream(grad_x + k * kWidth, value);
+      for (int64_t r = 0; r < count;) {
+        Vec run_x[kCount] = {};
+        for (const int64_t end = r + kRun < count ? r + kRun : count; r < end; ++r) {
+          Vec d[kCount], v[kCount];
+          if constexpr (kKeep) {
+            for (int k = 0; k < kCount; ++k) {
+              d[k] = load(x + k * kWidth, lanes) - q[k];
+              v[k] = load(kept + k * kWidth, lanes);
+            }
           } else {
-            store(grad_x + k * kWidth, value, lanes);
+            prefetch<decltype(lanes)>(next_x + r * kCount * kWidth);
+            prefetch<decltype(lanes)>(next_grad + r * kCount * kWidth);
+            pixel<T, kSilu>(x, grad, q, gain, shift, lanes, d, v);
           }
-          if (kBias) sum_x[k] += value;
+          for (int k = 0; k < kCount; ++k) {
+            const Vec value = v[k] * gain[k] - (mean2[k] * d[k] + mean1[k]);
+            if constexpr (kStream) {
+              store_stream(grad_x + k * kWidth, value);
+            } else {
+              store(grad_x + k * kWidth, value, lanes);
+            }
+            if (kBias) run_x[k] += value;
+          }
+          x += stride, grad += channels, grad_x += stride, kept += kept_stride;
         }
-        x += stride, grad += channels, grad_x += stride, kept += kept_stride;
+        for (int k = 0; kBias && k < kCount; ++k) sum_x[k] += run_x[k];
       }
       for (int k = 0; kBias && k < kCount; ++k) {
         store(item.sums_v + tile * item.width + j + k * kWidth, sum_x[k], lanes);

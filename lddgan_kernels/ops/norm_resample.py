@@ -279,7 +279,9 @@ def _norm(
         from lddgan_kernels.triton import ada_group_norm as kernel
 
         rows = _adjacent(scale), _adjacent(shift)
-        out, *statistics = kernel.forward(x, *rows, num_groups, eps, silu, None, None, plans[0])
+        out, *statistics = kernel.forward(
+            x, *rows, num_groups, eps, silu, None, None, plans[0], None
+        )
         return out, torch.stack(statistics)
     found: tuple[Tensor, Tensor] = torch.ops.lddgan.ada_group_norm_forward.default(
         x, None, None, scale, shift, num_groups, eps, silu, plan_numbers(plans)

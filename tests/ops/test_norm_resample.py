@@ -16,7 +16,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 DIRECTIONS = ("up", "down")
 # N, C, H, W, groups, channels of a shortcut of its own: odd maps, groups of 3 and of 4 channels
-SHAPES = [(3, 12, 6, 4, 4, 0), (2, 40, 5, 7, 10, 0), (2, 64, 8, 8, 16, 24), (1, 8, 7, 6, 2, 5)]
+SHAPES = [(3, 12, 6, 4, 4, 0), (2, 40, 5, 7, 10, 0), (2, 64, 4, 6, 16, 24), (1, 8, 7, 6, 2, 5)]
 
 
 def plain(x, scale, shift, num_groups, direction, skip=None, activation="silu", **_):
@@ -139,9 +139,9 @@ def test_empty_batch(backend, direction):
     x = x.to(memory_format=torch.channels_last)
     rows = torch.randn(8, device=x.device)
     sizes = (8, 12) if direction == "up" else (2, 3)
-    for image in norm_resample(x, rows, rows, 2, direction, backend=backend):
-        assert image.shape == (0, 8, *sizes)
-        image.sum().backward()
+    h, s = norm_resample(x, rows, rows, 2, direction, backend=backend)
+    assert h.shape == s.shape == (0, 8, *sizes)
+    (h.sum() + s.sum()).backward()
 
 
 # Whole samples a thread; threads that share a sample; outputs written past the caches.
