@@ -32,6 +32,7 @@ class Pass(NamedTuple):
         biased: whether it is a convolution that adds a bias. PyTorch does so in a kernel of its
             own: ATen's Convolution.cpp calls cuDNN without it, then `add_` on the whole output.
         copied: whether it is a convolution whose weight is a slice, copied in every call.
+        twice: whether it is a norm whose plan reads its input twice, each time in a kernel.
         output: shape of its first output.
         bytes: of its inputs and outputs, each read or written once, and of those kernels'.
     """
@@ -39,13 +40,14 @@ class Pass(NamedTuple):
     name: str
     biased: bool
     copied: bool
+    twice: bool
     output: tuple[int, ...]
     bytes: int
 
     @property
     def launches(self) -> int:
         """Kernels at the least."""
-        return 1 + self.biased + self.copied
+        return 1 + self.biased + self.copied + self.twice
 
 
 def passes(
@@ -92,19 +94,29 @@ class _Passes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        biased = copied = False
-        if func is torch.ops.aten.convolution.default:
+        biased = copied = twice = False
+        if func is torch.ops.lddgan.ada_group_norm.default:
+            onchip, moments = args[8][0], args[9] if len(args) > 9 else None
+            twice = not onchip and moments is None
+        elif func is torch.ops.aten.convolution.default:
             biased = args[2] is not None
             # cuDNN keeps the layout, fakes do not.
             layout = suggest_memory_format(args[0])
             copied = not args[1].is_contiguous(memory_format=layout)
             output = torch.empty_like(output, memory_format=layout)
         if not func.is_view:
-            self.add(func._schema.name.replace("::", "."), (args, kwargs), output, biased, copied)
+            name = func._schema.name.replace("::", ".")
+            self.add(name, (args, kwargs), output, biased, copied, twice)
         return output
 
     def add(
-        self, name: str, inputs: Any, output: Any, biased: bool = False, copied: bool = False
+        self,
+        name: str,
+        inputs: Any,
+        output: Any,
+        biased: bool = False,
+        copied: bool = False,
+        twice: bool = False,
     ) -> None:
         read, made = (
             [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
@@ -113,7 +125,8 @@ class _Passes(TorchDispatchMode):
         if made:
             size = sum(_bytes(x) for x in (*read, *made)) + 2 * biased * _bytes(made[0])
             size += 2 * _bytes(read[1]) if copied else 0
-            self.passes.append(Pass(name, biased, copied, tuple(made[0].shape), size))
+            size += _bytes(made[0]) if twice else 0
+            self.passes.append(Pass(name, biased, copied, twice, tuple(made[0].shape), size))
 
 
 class _Attention(TorchFunctionMode):

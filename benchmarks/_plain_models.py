@@ -8,6 +8,7 @@ layout that they are given.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,9 +20,11 @@ from lddgan_kernels.models import (
     autoencoder_layers,
     blocks,
     discriminator,
+    feature_map,
     layers,
     vit_generator,
 )
+from lddgan_kernels.models.feature_map import FeatureMap
 from lddgan_kernels.ops.residual_scale import residual_scale_reference
 
 Form = dict[str, Callable]
@@ -37,6 +40,7 @@ def norm(
     activation: str | None = "silu",
     x2: Tensor | None = None,
     bias: Tensor | None = None,
+    moments: None = None,
 ) -> Tensor:
     """`ada_group_norm` step by step."""
     if bias is not None:
@@ -108,6 +112,30 @@ def residual_scale(
     return residual_scale_reference(x, h, h2, bias, factor)
 
 
+def residual_scale_moments(
+    x: Tensor, h: Tensor, _num_groups: int, **options: Any
+) -> tuple[Tensor, None]:
+    """`residual_scale_moments`, without them."""
+    return residual_scale(x, h, **options), None
+
+
+def norm_resample(
+    form: Form,
+    x: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    num_groups: int,
+    direction: str,
+    *,
+    skip: Tensor | None = None,
+    moments: None = None,
+) -> tuple[Tensor, Tensor]:
+    """`norm_resample` step by step."""
+    resample = form[f"{direction}sample2d"]
+    h = norm(x, scale, shift, num_groups)
+    return resample(h), resample(x if skip is None else skip)
+
+
 # What of our models leaves a convolution's bias to the next pass; PyTorch's own convolutions add it
 # for nothing on a CPU.
 
@@ -120,7 +148,7 @@ def finish(
     *,
     h2: Tensor | None = None,
     folds: bool = False,
-) -> Tensor:
+) -> FeatureMap:
     """`Block.finish`."""
     h = norm(h, mine.scale1, mine.shift1, block.groups[1], bias=mine.bias)
     if block.dropout:
@@ -129,10 +157,10 @@ def finish(
     if block.shortcut is not None:
         bias = block.total_bias(bias, layers.bias_of(block.shortcut))
     h = F.conv2d(h, block.conv1.weight, bias, padding=1)
-    return residual_scale(x, h, h2=h2, factor=block.factor)
+    return FeatureMap(residual_scale(x, h, h2=h2, factor=block.factor))
 
 
-def pyramid_down(step: blocks.PyramidDown, x: Tensor, h: Tensor) -> Tensor:
+def pyramid_down(step: blocks.PyramidDown, x: Tensor, h: Tensor) -> FeatureMap:
     """`PyramidDown.forward`."""
     x = blocks.upfirdn2d(x, step.taps, pad=(2, 2)) if step.fir else F.pad(x, (0, 1, 0, 1))
     return layers.merge(step.conv(x), h, step.rescale)
@@ -155,7 +183,7 @@ PUBLISHED: Form = {
 BEST: Form = {"upsample2d": best_up, "downsample2d": best_down, "upfirdn2d": best_filter}
 
 
-MODULES = (layers, blocks, vit_generator, autoencoder_layers, discriminator)
+MODULES = (layers, feature_map, blocks, vit_generator, autoencoder_layers, discriminator)
 METHODS: tuple[tuple[Any, str, Callable], ...] = (
     (blocks.Block, "finish", finish),
     (blocks.PyramidDown, "forward", pyramid_down),
@@ -166,7 +194,12 @@ METHODS: tuple[tuple[Any, str, Callable], ...] = (
 @contextmanager
 def plain(form: Form) -> Iterator[None]:
     """Every model runs in plain PyTorch, with the FIR filters of `form`."""
-    replacements = form | {"ada_group_norm": norm, "residual_scale": residual_scale}
+    replacements = form | {
+        "ada_group_norm": norm,
+        "norm_resample": partial(norm_resample, form),
+        "residual_scale": residual_scale,
+        "residual_scale_moments": residual_scale_moments,
+    }
     places = [
         (module, name, function)
         for module in MODULES

@@ -18,6 +18,7 @@ from lddgan_kernels.models.autoencoder_layers import (
     ResnetBlock,
     Upsample,
 )
+from lddgan_kernels.models.feature_map import FeatureMap
 from lddgan_kernels.models.quantizer import VectorQuantizer
 
 # Output pixels decoded at a time where no gradient is asked: 16 images of 256 px, 1 GB in float32.
@@ -115,8 +116,14 @@ class Level(nn.Module):
     ) -> None:
         super().__init__()
         pairs = list(itertools.pairwise(widths))
-        self.blocks = nn.ModuleList(ResnetBlock(a, b, dropout) for a, b in pairs)
-        self.attention = nn.ModuleList(AttentionBlock(b) for _, b in pairs if attention)
+        # What a convolution that resamples reads no norm does.
+        last = len(pairs) - 1 if resample is not None else len(pairs)
+        self.blocks = nn.ModuleList(
+            ResnetBlock(a, b, dropout, attention or i < last) for i, (a, b) in enumerate(pairs)
+        )
+        self.attention = nn.ModuleList(
+            AttentionBlock(b, i < last) for i, (_, b) in enumerate(pairs) if attention
+        )
         self.resample = resample
 
     @property
@@ -124,14 +131,14 @@ class Level(nn.Module):
         """The resampling's bias (C,), which the output lacks; None where nothing resamples."""
         return None if self.resample is None else self.resample.conv.bias
 
-    def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """The level on x + bias, (C,), without `last_bias`."""
+    def forward(self, h: FeatureMap, bias: Tensor | None) -> FeatureMap:
+        """The level on a map plus bias, (C,), without `last_bias`."""
         for i, block in enumerate(self.blocks):
-            x = block(x, bias)
+            h = block(h, bias)
             bias = None
             if self.attention:
-                x = self.attention[i](x)
-        return x if self.resample is None else self.resample(x, biased=False)
+                h = self.attention[i](h)
+        return h if self.resample is None else FeatureMap(self.resample(h.x, biased=False))
 
 
 class Middle(nn.Sequential):
@@ -144,10 +151,10 @@ class Middle(nn.Sequential):
             ResnetBlock(width, width, dropout),
         )
 
-    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Of x + bias, (C,)."""
+    def forward(self, h: FeatureMap, bias: Tensor | None = None) -> FeatureMap:
+        """Of a map plus bias, (C,)."""
         first, attention, last = self
-        return last(attention(first(x, bias)))
+        return cast(FeatureMap, last(attention(first(h, bias))))
 
 
 def _inner(x: Tensor) -> Tensor:
@@ -178,7 +185,8 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h, bias = F.conv2d(_inner(x), self.conv_in.weight, padding=1), self.conv_in.bias
+        h = FeatureMap(F.conv2d(_inner(x), self.conv_in.weight, padding=1))
+        bias = self.conv_in.bias
         for level in cast(Iterable[Level], self.levels):
             h, bias = level(h, bias), level.last_bias
         h = self.middle(h)
@@ -209,7 +217,7 @@ class Decoder(nn.Module):
         self.tanh_out = config.tanh_out
 
     def forward(self, z: Tensor) -> Tensor:
-        h, bias = F.conv2d(_inner(z), self.conv_in.weight, padding=1), None
+        h, bias = FeatureMap(F.conv2d(_inner(z), self.conv_in.weight, padding=1)), None
         h = self.middle(h, self.conv_in.bias)
         for level in cast(Iterable[Level], self.levels):
             h, bias = level(h, bias), level.last_bias

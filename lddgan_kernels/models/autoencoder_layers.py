@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from lddgan_kernels._checks import like_layout, memory_format
 from lddgan_kernels.models._derived import Derived
 from lddgan_kernels.models.conv3x3 import Conv3x3
-from lddgan_kernels.ops import ada_group_norm, residual_scale
+from lddgan_kernels.models.feature_map import FeatureMap, residual_sum
+from lddgan_kernels.ops import ada_group_norm
 
 
 def num_groups(channels: int) -> int:
@@ -30,21 +31,29 @@ class GroupNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """The norm of x + bias, (C,)."""
-        rows = None if bias is None else bias.expand(x.shape[0], -1)
+    def forward(self, h: FeatureMap, bias: Tensor | None = None) -> Tensor:
+        """The norm of the map plus bias, (C,), which is given only where no sum made the map."""
         return ada_group_norm(
-            x, self.weight, self.bias, self.groups, activation=self.activation, bias=rows
+            h.x,
+            self.weight,
+            self.bias,
+            self.groups,
+            activation=self.activation,
+            bias=None if bias is None else bias.expand(h.x.shape[0], -1),
+            moments=h.moments,
         )
 
 
 class ResnetBlock(nn.Module):
     """x + conv(dropout(norm(conv(norm(x))))), with a 1x1 shortcut where the width changes.
 
-    `bias` (in_channels,) is still to be added to x.
+    `bias` (in_channels,) is still to be added to x. `normed` says whether a norm reads the output,
+    and nothing beside it.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, dropout: float) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, dropout: float, normed: bool = True
+    ) -> None:
         super().__init__()
         self.norm1 = GroupNorm(in_channels)
         self.conv1 = Conv3x3(in_channels, out_channels)
@@ -54,15 +63,20 @@ class ResnetBlock(nn.Module):
         changes = in_channels != out_channels
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if changes else None
         self.shortcut_bias = Derived(_shortcut_bias)
+        self.groups_out = self.norm2.groups if normed else None
 
-    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        h = self.conv1(self.norm1(x, bias), biased=False)
-        h = self.dropout(self.norm2(h, self.conv1.bias))
+    def forward(self, given: FeatureMap, bias: Tensor | None = None) -> FeatureMap:
+        x = given.x
+        h = self.conv1(self.norm1(given, bias), biased=False)
+        h = self.dropout(self.norm2(FeatureMap(h), self.conv1.bias))
         if self.shortcut is not None:
             weight = self.shortcut.weight
             x, own = F.conv2d(x, weight), self.shortcut.bias
             bias = own if bias is None else self.shortcut_bias(weight, own, bias)
-        return self.conv2(h, x, bias)
+        if self.conv2.adds(h):
+            return FeatureMap(self.conv2(h, x, bias))
+        h, bias = self.conv2(h, biased=False), self.conv2.biases(bias)
+        return residual_sum(x, h, self.groups_out, bias=bias, factor=1.0)
 
 
 def _shortcut_bias(weight: Tensor, own: Tensor, bias: Tensor) -> Tensor:
@@ -71,23 +85,29 @@ def _shortcut_bias(weight: Tensor, own: Tensor, bias: Tensor) -> Tensor:
 
 
 class AttentionBlock(nn.Module):
-    """x + one-head self-attention over all positions, of the normalised x."""
+    """x + one-head self-attention over all positions, of the normalised x.
 
-    def __init__(self, channels: int) -> None:
+    `normed` as for `ResnetBlock`.
+    """
+
+    def __init__(self, channels: int, normed: bool = True) -> None:
         super().__init__()
+        self.normed = normed
         self.norm = GroupNorm(channels, activation=None)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, given: FeatureMap) -> FeatureMap:
         # The 1x1 convolutions as linear layers, whose products add the bias. (N, HW, C) is a view
         # where the layout is channels_last.
-        tokens = self.norm(x).flatten(2).transpose(1, 2)
+        x = given.x
+        tokens = self.norm(given).flatten(2).transpose(1, 2)
         qkv = F.linear(tokens, self.qkv.weight.flatten(1), self.qkv.bias)
         q, k, v = qkv.unsqueeze(1).chunk(3, dim=-1)
         h = F.scaled_dot_product_attention(q, k, v).squeeze(1)
         h = F.linear(h, self.out.weight.flatten(1), self.out.bias)
-        return residual_scale(x, h.transpose(1, 2).unflatten(2, x.shape[2:]), factor=1.0)
+        h = h.transpose(1, 2).unflatten(2, x.shape[2:])
+        return residual_sum(x, h, self.norm.groups if self.normed else None, factor=1.0)
 
 
 class Downsample(nn.Module):

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,19 +11,10 @@ from torch import Tensor, nn
 
 from lddgan_kernels.models._derived import Derived
 from lddgan_kernels.models._frozen import FrozenConv
+from lddgan_kernels.models.feature_map import FeatureMap
 from lddgan_kernels.models.layers import BlockControl, bias_of, conv2d, group_count, merge
-from lddgan_kernels.ops import ada_group_norm, downsample2d, upfirdn2d, upsample2d
+from lddgan_kernels.ops import ada_group_norm, norm_resample, upfirdn2d
 from lddgan_kernels.ops.packed_conv2d import packs
-
-
-def upsample(x: Tensor, fir: bool) -> Tensor:
-    """Twice the resolution: FIR [1, 3, 3, 1], or nearest neighbour."""
-    return upsample2d(x) if fir else F.interpolate(x, scale_factor=2.0, mode="nearest")
-
-
-def downsample(x: Tensor, fir: bool) -> Tensor:
-    """Half the resolution: FIR [1, 3, 3, 1], or the mean of each 2x2."""
-    return downsample2d(x) if fir else F.avg_pool2d(x, 2)
 
 
 class Block(nn.Module):
@@ -35,6 +27,7 @@ class Block(nn.Module):
         rescale: whether the residual sum is divided by sqrt(2).
         dropout: probability, before the last convolution.
         shortcut: whether a 1x1 convolution stands on the shortcut even where the widths agree.
+        normed: whether a norm reads the output, and nothing beside it.
     """
 
     def __init__(
@@ -46,6 +39,7 @@ class Block(nn.Module):
         rescale: bool,
         dropout: float,
         shortcut: bool = False,
+        normed: bool = True,
     ) -> None:
         super().__init__()
         self.index = index
@@ -54,6 +48,7 @@ class Block(nn.Module):
         self.groups = (group_count(in_channels), group_count(out_channels))
         self.rescale = rescale
         self.dropout = dropout
+        self.normed = normed
         self.conv0 = conv2d(in_channels, out_channels, 3, bias=False)
         self.conv1 = conv2d(out_channels, out_channels, 3, scale=0.0)
         shortcut = shortcut or in_channels != out_channels
@@ -68,9 +63,10 @@ class Block(nn.Module):
         # cuDNN would copy a slice of the weight in every call.
         self.slices: dict[int, Derived[Tensor]] = {}
 
-    def first_norm(self, x: Tensor, mine: BlockControl, x2: Tensor | None = None) -> Tensor:
+    def first_norm(self, x: FeatureMap, mine: BlockControl, x2: Tensor | None = None) -> Tensor:
         """The first norm and SiLU."""
-        return ada_group_norm(x, mine.scale0, mine.shift0, self.groups[0], x2=x2)
+        moments = x.moments if x2 is None else None
+        return ada_group_norm(x.x, mine.scale0, mine.shift0, self.groups[0], x2=x2, moments=moments)
 
     def folds(self, x: Tensor) -> bool:
         """Whether, for an input x, the shortcut comes scaled and the rest is added to it."""
@@ -101,7 +97,7 @@ class Block(nn.Module):
         *,
         h2: Tensor | None = None,
         folds: bool = False,
-    ) -> Tensor:
+    ) -> FeatureMap:
         """The second half of the block on `h`, summed with what `project` made: `x`, `h2`."""
         h = ada_group_norm(h, mine.scale1, mine.shift1, self.groups[1], bias=mine.bias)
         if self.dropout:
@@ -109,10 +105,13 @@ class Block(nn.Module):
         conv, more_bias = self.conv1, None if self.shortcut is None else self.shortcut.bias
         bias = bias_of(conv)
         if folds:
-            return self.frozen_conv1(h, conv.weight, bias, more_bias, residual=x, overwrite=True)
+            return FeatureMap(
+                self.frozen_conv1(h, conv.weight, bias, more_bias, residual=x, overwrite=True)
+            )
         if more_bias is not None:
             bias = self.total_bias(bias, more_bias)
-        return merge(x, conv(h, biased=False), self.rescale, h2=h2, bias=bias)
+        h = conv(h, biased=False)
+        return merge(x, h, self.rescale, h2=h2, bias=bias, normed=self.normed)
 
     def _frozen_shortcut(self, x: Tensor, first: int, residual: Tensor | None) -> Tensor:
         """The shortcut of the channels from `first` on, scaled, added to `residual`."""
@@ -137,12 +136,12 @@ class ResBlock(Block):
     """
 
     def forward(
-        self, x: Tensor, control: Sequence[BlockControl], x2: Tensor | None = None
-    ) -> Tensor:
-        """`x`, read as if `x2` were concatenated to it on channels, through the block."""
-        mine = control[self.index]
+        self, given: FeatureMap, control: Sequence[BlockControl], x2: Tensor | None = None
+    ) -> FeatureMap:
+        """The given map, read as if `x2` were concatenated to it on channels, through the block."""
+        mine, x = control[self.index], given.x
         folds = self.folds(x)
-        h = self.conv0(self.first_norm(x, mine, x2))
+        h = self.conv0(self.first_norm(given, mine, x2))
         shortcut, h2 = self.project(x, folds=folds), None
         if x2 is not None and folds:
             shortcut = self._frozen_shortcut(x2, x.shape[1], shortcut)
@@ -154,36 +153,50 @@ class ResBlock(Block):
 class DownBlock(Block):
     """A ResBlock that halves the resolution after its first norm."""
 
-    def __init__(
-        self, index: int, channels: int, *, fir: bool, rescale: bool, dropout: float
-    ) -> None:
-        super().__init__(index, channels, channels, rescale=rescale, dropout=dropout, shortcut=True)
+    def __init__(self, index: int, channels: int, *, fir: bool, **options: Any) -> None:
+        super().__init__(index, channels, channels, shortcut=True, **options)
         self.fir = fir
 
-    def forward(self, x: Tensor, control: Sequence[BlockControl]) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, given: FeatureMap, control: Sequence[BlockControl]
+    ) -> tuple[FeatureMap, Tensor | None]:
         """(output, None): nothing is kept for the block that doubles the resolution again."""
-        mine, folds = control[self.index], self.folds(x)
-        h = self.conv0(downsample(self.first_norm(x, mine), self.fir))
-        x = self.project(downsample(x, self.fir), folds=folds)
-        return self.finish(x, h, mine, folds=folds), None
+        mine, folds = control[self.index], self.folds(given.x)
+        if self.fir:
+            h, x = norm_resample(
+                given.x, mine.scale0, mine.shift0, self.groups[0], "down", moments=given.moments
+            )
+        else:
+            h, x = (F.avg_pool2d(map_, 2) for map_ in (self.first_norm(given, mine), given.x))
+        h = self.conv0(h)
+        return self.finish(self.project(x, folds=folds), h, mine, folds=folds), None
 
 
 class UpBlock(Block):
     """A ResBlock that doubles the resolution after its first norm."""
 
-    def __init__(
-        self, index: int, channels: int, *, fir: bool, rescale: bool, dropout: float
-    ) -> None:
-        super().__init__(index, channels, channels, rescale=rescale, dropout=dropout, shortcut=True)
+    def __init__(self, index: int, channels: int, *, fir: bool, **options: Any) -> None:
+        super().__init__(index, channels, channels, shortcut=True, **options)
         self.fir = fir
 
-    def forward(self, x: Tensor, control: Sequence[BlockControl], kept: Tensor | None) -> Tensor:
-        """The block on `x`; `kept` is what the matching DownBlock kept: None."""
-        mine, folds = control[self.index], self.folds(x)
-        h = self.conv0(upsample(self.first_norm(x, mine), self.fir))
+    def forward(
+        self, given: FeatureMap, control: Sequence[BlockControl], kept: Tensor | None
+    ) -> FeatureMap:
+        """The block on the given map; `kept` is what the matching DownBlock kept: None."""
+        mine, folds = control[self.index], self.folds(given.x)
         # The 1x1 convolution has no bias here, so it may come first, on a quarter of the pixels.
-        x = upsample(self.project(x, folds=folds), self.fir)
-        return self.finish(x, h, mine, folds=folds)
+        x = self.project(given.x, folds=folds)
+        if self.fir:
+            h, x = norm_resample(
+                given.x, mine.scale0, mine.shift0, self.groups[0], "up", skip=x,
+                moments=given.moments,
+            )  # fmt: skip
+        else:
+            h, x = (
+                F.interpolate(map_, scale_factor=2.0, mode="nearest")
+                for map_ in (self.first_norm(given, mine), x)
+            )
+        return self.finish(x, self.conv0(h), mine, folds=folds)
 
 
 class PyramidDown(nn.Module):
@@ -202,7 +215,7 @@ class PyramidDown(nn.Module):
         self.conv = conv2d(in_channels, out_channels, 3, stride=2)
         self.register_buffer("taps", torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8, persistent=False)
 
-    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+    def forward(self, x: Tensor, h: Tensor) -> FeatureMap:
         x = upfirdn2d(x, self.taps, pad=(2, 2)) if self.fir else F.pad(x, (0, 1, 0, 1))
         x = F.conv2d(x, self.conv.weight, stride=2)
         return merge(x, h, self.rescale, bias=self.conv.bias)

@@ -8,7 +8,6 @@ from lddgan_kernels.models._derived import Derived
 from lddgan_kernels.models._frozen import FrozenConv
 from lddgan_kernels.ops.conv3x3 import conv3x3, pack_conv3x3, uses_winograd
 from lddgan_kernels.ops.packed_conv2d import packs
-from lddgan_kernels.ops.residual_scale import residual_scale
 
 
 class Conv3x3(nn.Conv2d):
@@ -33,12 +32,22 @@ class Conv3x3(nn.Conv2d):
         *,
         biased: bool = True,
     ) -> Tensor:
-        bias = self.bias if biased else None
-        if not self.training and packs(x, self.weight):
+        if self._is_frozen(x):
+            bias = self.bias if biased else None
             return self.frozen(x, self.weight, bias, more_bias, residual=residual)
         packed = self.packed(self.weight) if uses_winograd(x, self.weight) else None
-        if more_bias is not None:
-            bias = more_bias if bias is None else self.total_bias(bias, more_bias)
-        if residual is None or packed is not None or default_backend() == "triton":
-            return conv3x3(x, self.weight, bias, residual=residual, packed=packed)
-        return residual_scale(residual, conv3x3(x, self.weight), bias=bias, factor=1.0)
+        bias = self.biases(more_bias) if biased else more_bias
+        return conv3x3(x, self.weight, bias, residual=residual, packed=packed)
+
+    def adds(self, x: Tensor) -> bool:
+        """Whether the convolution of such an x adds a residual on its way; else it is a pass."""
+        return self._is_frozen(x) or uses_winograd(x, self.weight) or default_backend() == "triton"
+
+    def biases(self, more_bias: Tensor | None) -> Tensor | None:
+        """Its own bias and `more_bias`, of which either may be missing."""
+        if self.bias is None or more_bias is None:
+            return more_bias if self.bias is None else self.bias
+        return self.total_bias(self.bias, more_bias)
+
+    def _is_frozen(self, x: Tensor) -> bool:
+        return not self.training and packs(x, self.weight)

@@ -17,6 +17,7 @@ from lddgan_kernels._module_state import ModuleState
 from lddgan_kernels.models._derived import Derived
 from lddgan_kernels.models._generator_base import GeneratorBase
 from lddgan_kernels.models.blocks import Block, DownBlock, PyramidDown, ResBlock, UpBlock
+from lddgan_kernels.models.feature_map import FeatureMap
 from lddgan_kernels.models.layers import (
     Attention,
     BlockControl,
@@ -179,13 +180,15 @@ class Generator(GeneratorBase):
 
         self.middle0 = self._block(width, width)
         self.middle_attention = Attention(width, config.skip_rescale)
-        self.middle1 = self._block(width, width)
+        self.middle1 = self._block(width, width, normed=False)
 
         up = []
         for level, out in reversed(list(enumerate(widths))):
             blocks = []
-            for _ in range(config.num_blocks + 1):
-                blocks.append(self._block(width + skip_widths.pop(), out))
+            for i in range(config.num_blocks + 1):
+                # All but the last are read by a norm together with a skip.
+                normed = i == config.num_blocks
+                blocks.append(self._block(width + skip_widths.pop(), out, normed))
                 width = out
             attention = None
             if config.has_attention(level):
@@ -210,22 +213,23 @@ class Generator(GeneratorBase):
         x = self._fold(x)
         if not self.config.centered:
             x = 2 * x - 1
-        h = self.conv_in(x)
+        h = FeatureMap(self.conv_in(x))
         pyramid = x
-        skips: list[Tensor] = [h]
+        skips = [h.x]
         kept: list[Tensor | None] = []
         for level in self.down_levels():
             for i, block in enumerate(level.blocks):
                 h = block(h, control)
                 if level.attentions:
                     h = level.attentions[i](h)
-                skips.append(h)
+                skips.append(h.x)
             if level.resample is not None:
                 h, keep = level.resample(h, control)
                 kept.append(keep)
                 if level.pyramid is not None:
-                    h = pyramid = level.pyramid(pyramid, h)
-                skips.append(h)
+                    h = level.pyramid(pyramid, h.x)
+                    pyramid = h.x
+                skips.append(h.x)
         h = self._middle(h, control)
         for up in self.up_levels():
             for block in up.blocks:
@@ -234,8 +238,8 @@ class Generator(GeneratorBase):
                 h = up.attention(h)
             if up.resample is not None:
                 h = up.resample(h, control, kept.pop())
-        h = self._unfold(self.conv_out(self.norm_out(h)))
-        return torch.tanh(h) if self.config.tanh_out else h
+        out = self._unfold(self.conv_out(self.norm_out(h)))
+        return torch.tanh(out) if self.config.tanh_out else out
 
     def _control(self, styles: Tensor, biases: Tensor) -> list[BlockControl]:
         """Each block's share of the conditions, in the order of execution."""
@@ -269,25 +273,28 @@ class Generator(GeneratorBase):
         """The levels on the way up, coarsest first."""
         return cast(Sequence[UpLevel], self.up)
 
-    def _middle(self, h: Tensor, control: Sequence[BlockControl]) -> Tensor:
-        return self.middle1(self.middle_attention(self.middle0(h, control)), control)
+    def _middle(self, h: FeatureMap, control: Sequence[BlockControl]) -> FeatureMap:
+        h = self.middle_attention(self.middle0(h, control))
+        return cast(FeatureMap, self.middle1(h, control))
 
     def _next(self, in_channels: int, out_channels: int) -> int:
         """The index of a new block; its norms join the banks."""
         self._block_widths.append((in_channels, out_channels))
         return len(self._block_widths) - 1
 
-    def _block(self, in_channels: int, out_channels: int) -> ResBlock:
+    def _block(self, in_channels: int, out_channels: int, normed: bool = True) -> ResBlock:
         index = self._next(in_channels, out_channels)
-        return ResBlock(index, in_channels, out_channels, **self._block_options)
+        return ResBlock(index, in_channels, out_channels, normed=normed, **self._block_options)
 
     def _down_block(self, channels: int) -> Block:
         index = self._next(channels, channels)
-        return DownBlock(index, channels, fir=self.config.fir, **self._block_options)
+        options = self._block_options | {"normed": not self.config.input_pyramid}
+        return DownBlock(index, channels, fir=self.config.fir, **options)
 
     def _up_block(self, channels: int, level: int) -> Block:
         index = self._next(channels, channels)
-        return UpBlock(index, channels, fir=self.config.fir, **self._block_options)
+        options = self._block_options | {"normed": False}
+        return UpBlock(index, channels, fir=self.config.fir, **options)
 
     def _pyramid_down(self, in_channels: int, out_channels: int) -> nn.Module:
         config = self.config

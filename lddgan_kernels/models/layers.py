@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from lddgan_kernels.models._derived import Derived
 from lddgan_kernels.models.conv3x3 import Conv3x3
-from lddgan_kernels.ops import ada_group_norm, pixel_norm, residual_scale
+from lddgan_kernels.models.feature_map import FeatureMap, residual_sum
+from lddgan_kernels.ops import ada_group_norm, pixel_norm
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -215,8 +216,15 @@ class GroupNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return ada_group_norm(x, self.weight, self.bias, self.groups, activation=self.activation)
+    def forward(self, h: FeatureMap) -> Tensor:
+        return ada_group_norm(
+            h.x,
+            self.weight,
+            self.bias,
+            self.groups,
+            activation=self.activation,
+            moments=h.moments,
+        )
 
 
 def merge(
@@ -226,9 +234,14 @@ def merge(
     *,
     h2: Tensor | None = None,
     bias: Tensor | None = None,
-) -> Tensor:
-    """The residual sum x + h + h2 + bias, over sqrt(2) where `rescale`."""
-    return residual_scale(x, h, h2=h2, bias=bias, factor=math.sqrt(0.5) if rescale else 1.0)
+    normed: bool = True,
+) -> FeatureMap:
+    """The residual sum x + h + h2 + bias, over sqrt(2) where `rescale`.
+
+    `normed` says whether a norm reads the sum, and nothing beside it.
+    """
+    groups = group_count(x.shape[1]) if normed else None
+    return residual_sum(x, h, groups, h2=h2, bias=bias, factor=math.sqrt(0.5) if rescale else 1.0)
 
 
 class Attention(nn.Module):
@@ -237,6 +250,7 @@ class Attention(nn.Module):
     def __init__(self, channels: int, rescale: bool) -> None:
         super().__init__()
         self.rescale = rescale
+        self.normed = True  # whether a norm reads the output, and nothing beside it
         self.norm = GroupNorm(channels, activation=None)
         self.qkv = linear(channels, 3 * channels)
         self.out = linear(channels, channels, scale=0.0)
@@ -244,9 +258,9 @@ class Attention(nn.Module):
             for rows in self.qkv.weight.chunk(3):
                 uniform_(rows, 0.1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: FeatureMap) -> FeatureMap:
         tokens = self.norm(x).flatten(2).transpose(1, 2)
         q, k, v = self.qkv(tokens).unsqueeze(1).chunk(3, dim=-1)
         h = F.scaled_dot_product_attention(q, k, v).squeeze(1)
-        h = self.out(h).transpose(1, 2).unflatten(2, x.shape[2:])
-        return merge(x, h, self.rescale)
+        h = self.out(h).transpose(1, 2).unflatten(2, x.x.shape[2:])
+        return merge(x.x, h, self.rescale, normed=self.normed)

@@ -7,7 +7,7 @@ bands are halved, so that the low band, then the mean of 2x2, keeps the range of
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lddgan_kernels._checks import like_layout, memory_format
 from lddgan_kernels.models.blocks import Block
+from lddgan_kernels.models.feature_map import FeatureMap
 from lddgan_kernels.models.generator import Generator, GeneratorConfig
 from lddgan_kernels.models.layers import BlockControl, conv2d, merge
 from lddgan_kernels.ops import haar_dwt2d, haar_idwt2d
@@ -32,15 +33,17 @@ class WaveletDownBlock(Block):
     def __init__(self, index: int, channels: int, **options: Any) -> None:
         super().__init__(index, channels, channels, shortcut=True, **options)
 
-    def forward(self, x: Tensor, control: Sequence[BlockControl]) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, given: FeatureMap, control: Sequence[BlockControl]
+    ) -> tuple[FeatureMap, Tensor]:
         """(output, high bands (N, 3C, H/2, W/2))."""
-        mine, folds = control[self.index], self.folds(x)
-        h = self.conv0(self.first_norm(x, mine))
+        mine, folds = control[self.index], self.folds(given.x)
+        h = self.conv0(self.first_norm(given, mine))
         # Time bias and convolution bias shift the low band alone, so the second norm adds them.
         low, high = split_bands(h)
         # The shortcut's high bands are not used, and its halved low band is the mean of 2x2, which
         # commutes with the 1x1 convolution.
-        x = self.project(F.avg_pool2d(x, 2), folds=folds)
+        x = self.project(F.avg_pool2d(given.x, 2), folds=folds)
         return self.finish(x, low, mine, folds=folds), high
 
 
@@ -55,13 +58,15 @@ class WaveletUpBlock(Block):
         super().__init__(index, channels, channels, shortcut=True, **options)
         self.conv_high = conv2d(3 * high_channels, 3 * channels, 3, groups=3)
 
-    def forward(self, x: Tensor, control: Sequence[BlockControl], kept: Tensor) -> Tensor:
-        """The block on `x`, with the high bands `kept`."""
+    def forward(
+        self, given: FeatureMap, control: Sequence[BlockControl], kept: Tensor
+    ) -> FeatureMap:
+        """The block on the given map, with the high bands `kept`."""
         mine = control[self.index]
-        h = self.conv0(self.first_norm(x, mine))
+        h = self.conv0(self.first_norm(given, mine))
         high = self.conv_high(kept)
         h = haar_idwt2d(torch.cat([h, high], dim=1), 2.0)
-        x = haar_idwt2d(torch.cat([self.project(x), high], dim=1), 2.0)
+        x = haar_idwt2d(torch.cat([self.project(given.x), high], dim=1), 2.0)
         return self.finish(x, h, mine)
 
 
@@ -76,7 +81,7 @@ class WaveletPyramidDown(nn.Module):
         self.rescale = rescale
         self.conv = conv2d(4 * in_channels, out_channels, 3)
 
-    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+    def forward(self, x: Tensor, h: Tensor) -> FeatureMap:
         x = self.conv(haar_dwt2d(x, 0.5), biased=False)
         return merge(x, h, self.rescale, bias=self.conv.bias)
 
@@ -97,23 +102,32 @@ class WaveletGenerator(Generator):
                 f"got {config.resolution}"
             )
         super().__init__(config)
+        # The middle works on low bands: these outputs are split, or joined with other bands.
+        last = self.down_levels()[-1]
+        for part in (self.middle0, [*last.blocks, *last.attentions][-1]):
+            cast(Any, part).normed = False
 
-    def _middle(self, h: Tensor, control: Sequence[BlockControl]) -> Tensor:
+    def _middle(self, h: FeatureMap, control: Sequence[BlockControl]) -> FeatureMap:
         h = self.middle_attention(self._on_low_band(self.middle0, h, control))
         return self._on_low_band(self.middle1, self.middle1(h, control), control)
 
-    def _on_low_band(self, block: Block, h: Tensor, control: Sequence[BlockControl]) -> Tensor:
-        low, high = split_bands(h)
-        return haar_idwt2d(torch.cat([block(low, control), high], dim=1), 2.0)
+    def _on_low_band(
+        self, block: Block, h: FeatureMap, control: Sequence[BlockControl]
+    ) -> FeatureMap:
+        low, high = split_bands(h.x)
+        low = block(FeatureMap(low), control).x
+        return FeatureMap(haar_idwt2d(torch.cat([low, high], dim=1), 2.0))
 
     def _down_block(self, channels: int) -> Block:
-        return WaveletDownBlock(self._next(channels, channels), channels, **self._block_options)
+        options = self._block_options | {"normed": not self.config.input_pyramid}
+        return WaveletDownBlock(self._next(channels, channels), channels, **options)
 
     def _up_block(self, channels: int, level: int) -> Block:
         # The matching WaveletDownBlock ends the next finer level.
         high_channels = self.config.widths[level - 1]
         index = self._next(channels, channels)
-        return WaveletUpBlock(index, channels, high_channels, **self._block_options)
+        options = self._block_options | {"normed": False}
+        return WaveletUpBlock(index, channels, high_channels, **options)
 
     def _pyramid_down(self, in_channels: int, out_channels: int) -> nn.Module:
         return WaveletPyramidDown(in_channels, out_channels, rescale=self.config.skip_rescale)

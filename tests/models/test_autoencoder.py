@@ -90,7 +90,9 @@ def test_channels_last_is_kept():
     layouts = []
     for block in [*module.encoder.levels, *module.decoder.levels, *module.decoder.middle]:
         block.register_forward_hook(
-            lambda _, __, out: layouts.append(out.is_contiguous(memory_format=torch.channels_last))
+            lambda _, __, out: layouts.append(
+                out.x.is_contiguous(memory_format=torch.channels_last)
+            )
         )
     with torch.no_grad():
         module(torch.randn(2, 1, 16, 16).to(memory_format=torch.channels_last))
