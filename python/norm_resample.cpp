@@ -42,6 +42,7 @@ Results forward(const at::Tensor& x, const Optional& skip, const at::Tensor& sca
 Results norm_resample_cpu(const at::Tensor& x, const Optional& skip, const at::Tensor& scale,
                           const at::Tensor& shift, int64_t num_groups, double eps, bool silu,
                           bool up, const Optional&) {
+  TORCH_CHECK(!up, "norm_resample: going up has no kernel of its own on the CPU");
   return forward(x, skip, scale, shift, num_groups, eps, silu, up, cpu::norm_resample);
 }
 

@@ -1,5 +1,6 @@
-// Adaptive group norm, then a resampling by two, beside that of the shortcut. The normalised rows
-// that the filter reaches are kept as floats; x is read from the cache again after its statistics.
+// Adaptive group norm, then a resampling by two, beside that of the shortcut; down only: going up,
+// norm and filter one after the other are as fast. The normalised rows that the filter reaches are
+// kept as floats; x is read from the cache again after its statistics.
 #include "lddgan/norm_resample.h"
 
 #include "ada_group_norm_channels_last.h"
@@ -16,36 +17,30 @@ struct Affine {
   const float *q, *gain, *shift;
 };
 
-// One step of the filter makes one output row (down) or two (up).
-inline int64_t steps(const NormResampleArgs& a) { return a.up ? a.height : a.height / 2; }
-
-// Steps [begin, end) of an image of sample n: prepare(row) once for every row that the filter
+// Output rows [begin, end) of an image of sample n: prepare(row) once for every row that the filter
 // reaches, in order; row_at(row) is where it lies then, its pixels in_step elements apart.
-template <bool up, typename T, typename Prepare, typename RowAt>
+template <typename T, typename Prepare, typename RowAt>
 void filter(const NormResampleArgs& a, int64_t channels, int64_t in_step, void* to, int64_t n,
             int64_t begin, int64_t end, bool stream, const Prepare& prepare, const RowAt& row_at) {
-  constexpr int kReach = up ? 3 : kTaps;
-  RowWalk walk{channels, a.width, resampled(a, a.width), in_step, channels, up ? 2 : 1, {}};
-  for (int j = 0; j < kTaps; ++j) walk.weights.f[j] = resample_weight(up, j);
+  RowWalk walk{channels, a.width, resampled(a, a.width), in_step, channels, 1, {}};
+  for (int j = 0; j < kTaps; ++j) walk.weights.f[j] = resample_weight(j);
   const int64_t out_row = walk.out_w * channels;
   T* out = static_cast<T*>(to) + n * resampled(a, a.height) * out_row;
-  auto first_of = [](int64_t i) { return up ? i - 1 : 2 * i - 1; };
-  int64_t made = first_of(begin) > 0 ? first_of(begin) : 0;
+  int64_t made = begin == 0 ? 0 : 2 * begin - 1;
   for (int64_t i = begin; i < end; ++i) {
-    const int64_t first = first_of(i);
-    for (; made < first + kReach && made < a.height; ++made) prepare(made);
+    const int64_t first = 2 * i - 1;
+    for (; made < first + kTaps && made < a.height; ++made) prepare(made);
     decltype(row_at(0)) rows[kTaps];
-    for (int k = 0; k < kReach; ++k) {
+    for (int k = 0; k < kTaps; ++k) {
       const int64_t row = first + k;
       rows[k] = row >= 0 && row < a.height ? row_at(row) : nullptr;
     }
-    T* even = out + (up ? 2 * i : i) * out_row;
-    resample_rows<up>(walk, rows, even, even + out_row, stream);
+    resample_rows<false>(walk, rows, out + i * out_row, static_cast<T*>(nullptr), stream);
   }
 }
 
-// Steps [begin, end) of both images of sample n.
-template <typename T, bool up, bool kSilu>
+// Output rows [begin, end) of both images of sample n.
+template <typename T, bool kSilu>
 void write_sample(const NormResampleArgs& a, int64_t n, const Affine& affine, float* ring,
                   int64_t step, bool stream, int64_t begin, int64_t end) {
   const int64_t channels = a.norm.channels1, row_size = a.width * channels;
@@ -64,9 +59,9 @@ void write_sample(const NormResampleArgs& a, int64_t n, const Affine& affine, fl
       });
     }
   };
-  filter<up, T>(a, channels, step, a.norm.out, n, begin, end, stream, normalise_row, row_at);
+  filter<T>(a, channels, step, a.norm.out, n, begin, end, stream, normalise_row, row_at);
   const T* skip = static_cast<const T*>(a.skip) + n * a.height * a.width * a.skip_channels;
-  filter<up, T>(
+  filter<T>(
       a, a.skip_channels, a.skip_channels, a.skip_out, n, begin, end, stream, [](int64_t) {},
       [&](int64_t row) { return skip + row * a.width * a.skip_channels; });
   if (stream) stream_fence();
@@ -81,7 +76,7 @@ void take_block(const NormResampleArgs& a, BlockRows& rows, int64_t n, int64_t f
 }
 
 // A thread takes whole samples, each while it is in the cache.
-template <typename T, bool up, bool kSilu>
+template <typename T, bool kSilu>
 void by_sample(const NormResampleArgs& a, bool stream) {
   const int64_t channels = a.norm.channels1, step = Workspace::padded(channels);
   const int64_t ring_size = kRing * a.width * step;
@@ -91,14 +86,14 @@ void by_sample(const NormResampleArgs& a, bool stream) {
     float* ring = workspace.take(ring_size);
     for (int64_t n = begin; n < end; ++n) {
       take_block<T>(a, rows, n, 0, channels);
-      write_sample<T, up, kSilu>(a, n, {rows.q, rows.gain, rows.shift}, ring, step, stream, 0,
-                                 steps(a));
+      write_sample<T, kSilu>(a, n, {rows.q, rows.gain, rows.shift}, ring, step, stream, 0,
+                             a.height / 2);
     }
   });
 }
 
 // Threads share a sample: its statistics by blocks of channels, then its rows.
-template <typename T, bool up, bool kSilu>
+template <typename T, bool kSilu>
 void by_row(const NormResampleArgs& a, int64_t block, bool stream) {
   const int64_t channels = a.norm.channels1, step = Workspace::padded(channels);
   const int64_t blocks = (channels + block - 1) / block;
@@ -121,30 +116,31 @@ void by_row(const NormResampleArgs& a, int64_t block, bool stream) {
                    }
                  }
                });
-  const int64_t per_step = a.width * (channels + a.skip_channels) * 4;
-  parallel_for(a.norm.samples * steps(a), grain(per_step), [&](int64_t begin, int64_t end) {
+  const int64_t rows_out = a.height / 2;
+  const int64_t per_row = a.width * (channels + a.skip_channels) * 4;
+  parallel_for(a.norm.samples * rows_out, grain(per_row), [&](int64_t begin, int64_t end) {
     Workspace workspace(Workspace::padded(ring_size));
     float* ring = workspace.take(ring_size);
     for (int64_t i = begin; i < end;) {
-      const int64_t n = i / steps(a), first = i % steps(a);
-      const int64_t last = first + end - i < steps(a) ? first + end - i : steps(a);
+      const int64_t n = i / rows_out, first = i % rows_out;
+      const int64_t last = first + end - i < rows_out ? first + end - i : rows_out;
       const Affine affine{arrays[0] + n * step, arrays[1] + n * step, arrays[2] + n * step};
-      write_sample<T, up, kSilu>(a, n, affine, ring, step, stream, first, last);
+      write_sample<T, kSilu>(a, n, affine, ring, step, stream, first, last);
       i += last - first;
     }
   });
 }
 
-template <typename T, bool up, bool kSilu>
+template <typename T, bool kSilu>
 void run(const NormResampleArgs& a) {
   const int64_t block = block_channels(a.norm, sizeof(T));
   const int64_t pixels = a.norm.samples * resampled(a, a.height) * resampled(a, a.width);
   const bool stream = (a.norm.channels1 | a.skip_channels) % kWidth == 0 &&
                       should_stream(pixels * a.norm.channels1 * int64_t(sizeof(T)));
   if (block == a.norm.channels1) {
-    by_sample<T, up, kSilu>(a, stream);
+    by_sample<T, kSilu>(a, stream);
   } else {
-    by_row<T, up, kSilu>(a, block, stream);
+    by_row<T, kSilu>(a, block, stream);
   }
 }
 
@@ -153,11 +149,7 @@ void run(const NormResampleArgs& a) {
 void norm_resample(const NormResampleArgs& a) {
   visit(a.norm.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    if (a.up) {
-      a.norm.silu ? run<T, true, true>(a) : run<T, true, false>(a);
-    } else {
-      a.norm.silu ? run<T, false, true>(a) : run<T, false, false>(a);
-    }
+    a.norm.silu ? run<T, true>(a) : run<T, false>(a);
   });
 }
 

@@ -4,8 +4,9 @@
 
 What a BigGAN ResBlock that changes the resolution begins with (Brock et al. 2019; with StyleGAN's
 filter [1, 3, 3, 1] in NCSN++, Song et al. 2021): both its branches resampled, in one pass over x.
-Fused in channels_last; contiguous images take the norm and the filter one after the other. What
-lies between norm and filter is not rounded where they are fused. Dtypes float32, bfloat16, float16
+Fused in channels_last, on CPUs going down (up, one after the other is as fast there); contiguous
+images take the norm and the filter one after the other. What lies between norm and filter is not
+rounded where they are fused. Dtypes float32, bfloat16, float16
 (reference: float64). Gradient: first order.
 """
 
@@ -211,7 +212,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(h, s, statistics): mean and rstd of x, (2, N, num_groups) float32."""
     up = direction == "up"
-    if memory_format(x) is not LAST:
+    if memory_format(x) is not LAST or (backend == "cpu" and up):
         h, statistics = _norm(x, scale, shift, num_groups, eps, silu, backend)
         images = h, x if skip is None else skip
         h, s = (_filter(image, direction, backend) for image in images)

@@ -19,10 +19,8 @@ inline int64_t resampled(const NormResampleArgs& a, int64_t length) {
   return a.up ? 2 * length : length / 2;
 }
 
-// Weight j of an output o multiplies the stuffed signal at 2 o - 1 + j (down) or o - 2 + j (up).
-inline float resample_weight(bool up, int j) {
-  return (j == 0 || j == 3 ? 1.0f : 3.0f) * (up ? 0.25f : 0.125f);
-}
+// Going down, weight j of output o multiplies the input at 2 o - 1 + j.
+inline float resample_weight(int j) { return j == 0 || j == 3 ? 0.125f : 0.375f; }
 
 #if defined(LDDGAN_CUDA)
 // `partial` is [samples, groups, parts, 2]: the moments of parts of the pixels (ada_group_norm.h).
