@@ -130,14 +130,14 @@ def measure(case: Case, seconds: float = 0.6, min_rounds: int = 5) -> dict[str, 
 
     Args:
         seconds: about how long each side runs in all.
-        min_rounds: how many rounds at the least.
+        min_rounds: how many rounds at the least; 3 where one takes half a minute or more.
     """
     inputs = [case.inputs()]
     if torch.cuda.is_available():
         l2 = torch.cuda.get_device_properties(0).L2_cache_size
         copies = min(16, max(1, math.ceil(3 * l2 / max(case.bytes_moved, 1))))
         inputs += [case.inputs() for _ in range(copies - 1)]
-    repeats, short = {}, set()
+    repeats, short, round_seconds = {}, set(), 0.0
     for name, fn in case.sides.items():
         fn(*inputs[0])  # compiles, packs, fills caches
         once = time_once(fn, inputs[-1], 1)
@@ -145,7 +145,10 @@ def measure(case: Case, seconds: float = 0.6, min_rounds: int = 5) -> dict[str, 
             once = min(once, *(time_once(fn, inputs[0], 1) for _ in range(4)))
         if once < 0.05:
             short.add(name)
+        round_seconds += once
         repeats[name] = max(1, min(1000, int(seconds / min_rounds / max(once, 1e-7) / 2)))
+    if round_seconds >= 30:
+        min_rounds = 3
     times: dict[str, list[float]] = {name: [] for name in case.sides}
     begin = time.perf_counter()
     limit = seconds * len(case.sides)
