@@ -78,6 +78,16 @@ def _write(ptr, row, column, width, channels, channel, mask, value):
 
 
 @triton.jit
+def _write_four(ptr, step, o, width, channels, channel, mask, a0, a1, a2, b0, b1, b2):
+    """Going up, the outputs at (step, o), of vertical sums `a` (even row) and `b` (odd row)."""
+    wide = 2 * width
+    _write(ptr, 2 * step, 2 * o, wide, channels, channel, mask, 0.25 * a0 + 0.75 * a1)
+    _write(ptr, 2 * step, 2 * o + 1, wide, channels, channel, mask, 0.75 * a1 + 0.25 * a2)
+    _write(ptr, 2 * step + 1, 2 * o, wide, channels, channel, mask, 0.25 * b0 + 0.75 * b1)
+    _write(ptr, 2 * step + 1, 2 * o + 1, wide, channels, channel, mask, 0.75 * b1 + 0.25 * b2)
+
+
+@triton.jit
 def _norm_resample_kernel(
     x_ptr, scale_ptr, shift_ptr, partial_ptr, h_ptr, s_ptr, statistics_ptr,
     samples, scale_stride, shift_stride, channels, height, width, num_groups, part_size, segment,
@@ -107,7 +117,6 @@ def _norm_resample_kernel(
     begin = piece % segments * segment
     steps = height if UP else height // 2
     length = width if UP else width // 2
-    out_width = 2 * length if UP else length
     out_pixels = 4 * height * width if UP else steps * length
     mask = channel_mask & (step < steps)
     x_ptr += n.to(tl.int64) * height * width * channels
@@ -125,32 +134,18 @@ def _norm_resample_kernel(
         h2, s2, g2, r2 = _column(x_ptr, step, at, height, width, channels, channel, here, mean,
                                  missed, gain, shift, UP, SILU)  # fmt: skip
         if UP:
-            _write(h_ptr, 2 * step, 2 * o, out_width, channels, channel, here,
-                   0.25 * h0 + 0.75 * h1)  # fmt: skip
-            _write(h_ptr, 2 * step, 2 * o + 1, out_width, channels, channel, here,
-                   0.75 * h1 + 0.25 * h2)  # fmt: skip
-            _write(h_ptr, 2 * step + 1, 2 * o, out_width, channels, channel, here,
-                   0.25 * g0 + 0.75 * g1)  # fmt: skip
-            _write(h_ptr, 2 * step + 1, 2 * o + 1, out_width, channels, channel, here,
-                   0.75 * g1 + 0.25 * g2)  # fmt: skip
+            _write_four(h_ptr, step, o, width, channels, channel, here, h0, h1, h2, g0, g1, g2)
             if SAME:
-                _write(s_ptr, 2 * step, 2 * o, out_width, channels, channel, here,
-                       0.25 * s0 + 0.75 * s1)  # fmt: skip
-                _write(s_ptr, 2 * step, 2 * o + 1, out_width, channels, channel, here,
-                       0.75 * s1 + 0.25 * s2)  # fmt: skip
-                _write(s_ptr, 2 * step + 1, 2 * o, out_width, channels, channel, here,
-                       0.25 * r0 + 0.75 * r1)  # fmt: skip
-                _write(s_ptr, 2 * step + 1, 2 * o + 1, out_width, channels, channel, here,
-                       0.75 * r1 + 0.25 * r2)  # fmt: skip
+                _write_four(s_ptr, step, o, width, channels, channel, here, s0, s1, s2, r0, r1, r2)
             h0, s0, g0, r0 = h1, s1, g1, r1
             h1, s1, g1, r1 = h2, s2, g2, r2
         else:
             h3, s3, g3, r3 = _column(x_ptr, step, at + 1, height, width, channels, channel, here,
                                      mean, missed, gain, shift, UP, SILU)  # fmt: skip
-            _write(h_ptr, step, o, out_width, channels, channel, here,
+            _write(h_ptr, step, o, length, channels, channel, here,
                    0.125 * (h0 + h3) + 0.375 * (h1 + h2))  # fmt: skip
             if SAME:
-                _write(s_ptr, step, o, out_width, channels, channel, here,
+                _write(s_ptr, step, o, length, channels, channel, here,
                        0.125 * (s0 + s3) + 0.375 * (s1 + s2))  # fmt: skip
             h0, s0, g0, r0 = h2, s2, g2, r2
             h1, s1, g1, r1 = h3, s3, g3, r3

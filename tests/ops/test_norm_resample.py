@@ -117,10 +117,16 @@ def test_options(backend, direction):
     tensors["skip"] = tensors["skip"].contiguous()
     ours = check(backend, tensors, 6, direction)
     assert [t.dtype for t in ours[3:5]] == [torch.float32] * 2
-    # A view of neither layout.
-    tensors = inputs(shape, torch.float32, last, device)
-    tensors["x"] = torch.randn(2, 48, 12, 9, device=device)[:, ::2, ::2]
-    check(backend, tensors, 6, direction)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_views(backend, layout):
+    for direction in DIRECTIONS:
+        tensors = inputs((2, 24, 6, 9, 6, 16), torch.float32, layout, device_of(backend))
+        check(backend, tensors, 6, direction)
+        tensors["x"] = torch.randn(2, 48, 12, 9, device=tensors["x"].device)[:, ::2, ::2]
+        check(backend, tensors, 6, direction)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
