@@ -104,7 +104,7 @@ void batch_statistics(const AdaGroupNormArgs& a, int64_t n, int64_t first_group,
   sum_rows(b.rows, groups, b.s);
   sum_rows(b.more_rows, groups, b.ss);
   const int64_t item = n * a.groups + first_group;
-  finish(b.s, b.ss, b.pivot, groups, size * a.pixels, a.eps, b.mean, b.rstd, b.delta);
+  finish_groups(b.s, b.ss, b.pivot, groups, size * a.pixels, a.eps, b.mean, b.rstd, b.delta);
   write_statistics(a, item, groups, b.mean, b.rstd);
 }
 
@@ -158,6 +158,32 @@ void forward_contiguous(const AdaGroupNormArgs& a, int64_t begin, int64_t end) {
   }
 }
 
+// The second pass over pixels [begin, end) of the channels of a sample that lie in `parts`; `rows`
+// start with channel `first`. What lies `ahead(part)` is fetched.
+template <typename T, bool kSilu, bool kStream, typename Ahead>
+void write_pixels(const AdaGroupNormArgs& a, int64_t n, int64_t first, const Segment* parts,
+                  int num_parts, const BlockRows& rows, int64_t begin, int64_t end, bool backwards,
+                  const Ahead& ahead) {
+  const int64_t channels = a.channels1 + a.channels2;
+  const T* sources[2] = {static_cast<const T*>(a.x), static_cast<const T*>(a.x2)};
+  T* out = static_cast<T*>(a.out) + n * a.pixels * channels;
+  for (int64_t p = begin; p < end; ++p) {
+    const int64_t r = backwards ? begin + end - 1 - p : p;
+    for (int k = 0; k < num_parts; ++k) {
+      const T* x = sources[parts[k].second] + parts[k].offset + r * parts[k].stride;
+      T* y = out + r * channels + parts[k].channel;
+      const int64_t from = parts[k].channel - first, next = ahead(parts[k]);
+      for_vectors<kForwardBlock>(parts[k].count, [&](int64_t i, auto lanes) {
+        normalise<T, kSilu, kStream>(x + i, y + i, next, lanes, [&](int v, Vec value) {
+          const int64_t j = from + i + v * kWidth;
+          return (value - load(rows.q + j)) * load(rows.gain + j) + load(rows.shift + j);
+        });
+      });
+    }
+  }
+  if (kStream) stream_fence();
+}
+
 template <typename T, bool kSilu, bool kStream>
 void forward_channels_last(const AdaGroupNormArgs& a, int64_t block, int64_t begin, int64_t end) {
   const int64_t channels = a.channels1 + a.channels2, pixels = a.pixels;
@@ -167,30 +193,55 @@ void forward_channels_last(const AdaGroupNormArgs& a, int64_t block, int64_t beg
   const bool backwards = block * pixels * int64_t(sizeof(T)) > kCache;
   Workspace workspace(BlockRows::floats(block, groups));
   BlockRows rows(workspace, block, groups);
-  const T* sources[2] = {static_cast<const T*>(a.x), static_cast<const T*>(a.x2)};
   for (int64_t item = begin; item < end; ++item) {
     const int64_t n = item / blocks, first = item % blocks * block;
     const int64_t last = first + block < channels ? first + block : channels;
     Segment parts[2];
     const int num_parts = segments(a, n, first, last, parts);
     rows.take<T>(a, n, first, last, parts, num_parts);
+    auto ahead = [&](const Segment& part) {
+      return backwards ? -8 * part.stride : next_item(a, part, block);
+    };
+    write_pixels<T, kSilu, kStream>(a, n, first, parts, num_parts, rows, 0, pixels, backwards,
+                                    ahead);
+  }
+}
 
-    T* out = static_cast<T*>(a.out) + n * pixels * channels;
-    for (int64_t i = 0; i < pixels; ++i) {
-      const int64_t r = backwards ? pixels - 1 - i : i;
-      for (int k = 0; k < num_parts; ++k) {
-        const T* x = sources[parts[k].second] + parts[k].offset + r * parts[k].stride;
-        T* y = out + r * channels + parts[k].channel;
-        const int64_t from = parts[k].channel - first;
-        const int64_t ahead = backwards ? -8 * parts[k].stride : next_item(a, parts[k], block);
-        for_vectors<kForwardBlock>(parts[k].count, [&](int64_t i, auto lanes) {
-          normalise<T, kSilu, kStream>(x + i, y + i, ahead, lanes, [&](int v, Vec value) {
-            const int64_t j = from + i + v * kWidth;
-            return (value - load(rows.q + j)) * load(rows.gain + j) + load(rows.shift + j);
-          });
-        });
+// Elements of a sample from which threads share it by pixels. By channels they would be started
+// once and not twice, but each would write and fetch lines that lie between those of the others.
+constexpr int64_t kLarge = 1 << 18;
+
+template <typename T, bool kSilu, bool kStream>
+void forward_by_tile(const AdaGroupNormArgs& a) {
+  const int64_t channels = a.channels1 + a.channels2, pixels = a.pixels, tiles = tile_count(a);
+  const int64_t step = Workspace::padded(channels);
+  // Where what a thread reads is too large for the cache, its last pixels are still there.
+  const bool backwards = channels * pixels * int64_t(sizeof(T)) > num_threads() * kCache;
+  Workspace workspace(BlockRows::floats(channels, a.groups) + 2 * Workspace::padded(tiles * step));
+  BlockRows rows(workspace, channels, a.groups);
+  float* const s = workspace.take(tiles * step);
+  float* const ss = workspace.take(tiles * step);
+  for (int64_t n = 0; n < a.samples; ++n) {
+    Segment parts[2];
+    const int num_parts = segments(a, n, 0, channels, parts);
+    rows.begin<T>(a, n, 0, channels, parts, num_parts);
+    parallel_for(tiles, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t) {
+        fill_zero(s + t * step, channels);
+        fill_zero(ss + t * step, channels);
+        add_tile<T>(a, t, 0, parts, num_parts, rows.q, s + t * step, ss + t * step);
       }
-    }
+    });
+    for (int64_t t = 0; t < tiles; ++t) rows.add(s + t * step, ss + t * step, channels);
+    rows.finish(a, n, 0, channels);
+    parallel_for(tiles, 1, [&](int64_t begin, int64_t end) {
+      const int64_t last = end * kTile < pixels ? end * kTile : pixels;
+      for (int k = 0; k < num_parts; ++k) {
+        write_pixels<T, kSilu, kStream>(
+            a, n, 0, parts + k, 1, rows, begin * kTile, last, backwards,
+            [&](const Segment& part) { return (backwards ? -8 : 8) * part.stride; });
+      }
+    });
   }
 }
 
@@ -213,6 +264,10 @@ void forward(const AdaGroupNormArgs& a) {
         a.samples * a.groups, grain(channels / a.groups * a.pixels),
         [&](int64_t begin, int64_t end) { forward_contiguous<T, kSilu, kStream>(a, begin, end); });
     return;
+  }
+  const int64_t threads = num_threads();
+  if (a.samples < threads && channels * a.pixels >= kLarge && tile_count(a) >= 2 * threads) {
+    return forward_by_tile<T, kSilu, kStream>(a);
   }
   const int64_t block = block_channels(a, sizeof(T));
   parallel_for(a.samples * ((channels + block - 1) / block), grain(block * a.pixels),

@@ -9,8 +9,9 @@ namespace {
 
 // From the sums of deviations from the pivots and of their squares: mean, rstd, and the mean's
 // deviation from the pivot.
-LDDGAN_INLINE void finish(const float* s, const float* ss, const float* pivot, int64_t groups,
-                          int64_t count, double eps, float* mean, float* rstd, float* delta) {
+LDDGAN_INLINE void finish_groups(const float* s, const float* ss, const float* pivot,
+                                 int64_t groups, int64_t count, double eps, float* mean,
+                                 float* rstd, float* delta) {
   const double scale = 1.0 / double(count);
   for (int64_t g = 0; g < groups; ++g) {
     const double d = s[g] * scale;
@@ -63,6 +64,32 @@ LDDGAN_INLINE void add_pixels(const T* x, int64_t stride, int64_t count, const f
   });
 }
 
+// Pixels whose sums are taken alone, by whichever thread, and then added to those of the others.
+constexpr int64_t kTile = 8 * kPart;
+
+inline int64_t tile_count(const AdaGroupNormArgs& a) { return (a.pixels + kTile - 1) / kTile; }
+
+// Adds a tile's deviations from q, and their squares, to the sums of channels that lie in `parts`;
+// q, s and ss start with channel `first`.
+template <typename T>
+void add_tile(const AdaGroupNormArgs& a, int64_t tile, int64_t first, const Segment* parts,
+              int num_parts, const float* q, float* s, float* ss) {
+  const int64_t begin = tile * kTile, end = begin + kTile < a.pixels ? begin + kTile : a.pixels;
+  const T* sources[2] = {static_cast<const T*>(a.x), static_cast<const T*>(a.x2)};
+  for (int k = 0; k < num_parts; ++k) {
+    const Segment& part = parts[k];
+    const T* x = sources[part.second] + part.offset;
+    const int64_t to = part.channel - first;
+    int64_t r = begin;
+    for (; r + 8 <= end; r += 8) {
+      add_pixels<8>(x + r * part.stride, part.stride, part.count, q + to, s + to, ss + to);
+    }
+    for (; r < end; ++r) {
+      add_pixels<1>(x + r * part.stride, part.stride, part.count, q + to, s + to, ss + to);
+    }
+  }
+}
+
 // Rows of a block of whole groups; y = act((x - q) * gain + shift).
 struct BlockRows {
   float *q, *gain, *shift;
@@ -84,14 +111,25 @@ struct BlockRows {
   void take(const AdaGroupNormArgs& a, int64_t n, int64_t first, int64_t last, const Segment* parts,
             int num_parts);
 
+  // The same in steps: begin sets q, every tile's sums are added in order (and cleared), finish
+  // does the rest.
+  template <typename T>
+  void begin(const AdaGroupNormArgs& a, int64_t n, int64_t first, int64_t last,
+             const Segment* parts, int num_parts);
+  void add(float* tile_s, float* tile_ss, int64_t count) {
+    add_part(total, lost, tile_s, count);
+    add_part(total_squares, lost_squares, tile_ss, count);
+  }
+  void finish(const AdaGroupNormArgs& a, int64_t n, int64_t first, int64_t last);
+
  private:
   float *bias, *s, *ss, *total, *lost, *total_squares, *lost_squares;
   float *pivot, *group_s, *group_ss, *mean, *rstd, *delta;
 };
 
 template <typename T>
-void BlockRows::take(const AdaGroupNormArgs& a, int64_t n, int64_t first, int64_t last,
-                     const Segment* parts, int num_parts) {
+void BlockRows::begin(const AdaGroupNormArgs& a, int64_t n, int64_t first, int64_t last,
+                      const Segment* parts, int num_parts) {
   const int64_t pixels = a.pixels, size = (a.channels1 + a.channels2) / a.groups;
   const T* sources[2] = {static_cast<const T*>(a.x), static_cast<const T*>(a.x2)};
   read_row(a.scale, n, first, last, gain);
@@ -110,35 +148,19 @@ void BlockRows::take(const AdaGroupNormArgs& a, int64_t n, int64_t first, int64_
                   [&](int64_t i, auto lanes) { store(to + i, load(to + i) + load(x + i, lanes)); });
     }
   }
-  const int64_t num_groups = (last - first) / size;
-  for (int64_t g = 0; g < num_groups; ++g) {
+  for (int64_t g = 0; g < (last - first) / size; ++g) {
     float sample = 0;
     for (int64_t i = g * size; i < (g + 1) * size; ++i) sample += s[i] + float(sampled) * bias[i];
     pivot[g] = sample / float(sampled * size);
     for (int64_t i = g * size; i < (g + 1) * size; ++i) q[i] = pivot[g] - bias[i];
   }
 
-  float* const zeroed1[] = {s, ss, total, lost, total_squares, lost_squares};
-  for (float* sums : zeroed1) {
-    fill_zero(sums, last - first);
-  }
-  for (int64_t begin_row = 0; begin_row < pixels; begin_row += 8 * kPart) {
-    const int64_t end_row = begin_row + 8 * kPart < pixels ? begin_row + 8 * kPart : pixels;
-    for (int k = 0; k < num_parts; ++k) {
-      const Segment& part = parts[k];
-      const T* x = sources[part.second] + part.offset;
-      const int64_t to = part.channel - first;
-      int64_t r = begin_row;
-      for (; r + 8 <= end_row; r += 8) {
-        add_pixels<8>(x + r * part.stride, part.stride, part.count, q + to, s + to, ss + to);
-      }
-      for (; r < end_row; ++r) {
-        add_pixels<1>(x + r * part.stride, part.stride, part.count, q + to, s + to, ss + to);
-      }
-    }
-    add_part(total, lost, s, last - first);
-    add_part(total_squares, lost_squares, ss, last - first);
-  }
+  float* const zeroed[] = {s, ss, total, lost, total_squares, lost_squares};
+  for (float* sums : zeroed) fill_zero(sums, last - first);
+}
+
+inline void BlockRows::finish(const AdaGroupNormArgs& a, int64_t n, int64_t first, int64_t last) {
+  const int64_t size = (a.channels1 + a.channels2) / a.groups, num_groups = (last - first) / size;
   for (int64_t g = 0; g < num_groups; ++g) {
     float sum_s = 0, sum_ss = 0;
     for (int64_t i = g * size; i < (g + 1) * size; ++i) {
@@ -148,7 +170,7 @@ void BlockRows::take(const AdaGroupNormArgs& a, int64_t n, int64_t first, int64_
     group_s[g] = sum_s, group_ss[g] = sum_ss;
   }
   const int64_t group = n * a.groups + first / size;
-  finish(group_s, group_ss, pivot, num_groups, size * pixels, a.eps, mean, rstd, delta);
+  finish_groups(group_s, group_ss, pivot, num_groups, size * a.pixels, a.eps, mean, rstd, delta);
   write_statistics(a, group, num_groups, mean, rstd);
   for (int64_t g = 0; g < num_groups; ++g) {
     for (int64_t i = g * size; i < (g + 1) * size; ++i) {
@@ -156,6 +178,17 @@ void BlockRows::take(const AdaGroupNormArgs& a, int64_t n, int64_t first, int64_
       shift[i] -= delta[g] * gain[i];
     }
   }
+}
+
+template <typename T>
+void BlockRows::take(const AdaGroupNormArgs& a, int64_t n, int64_t first, int64_t last,
+                     const Segment* parts, int num_parts) {
+  begin<T>(a, n, first, last, parts, num_parts);
+  for (int64_t tile = 0; tile < tile_count(a); ++tile) {
+    add_tile<T>(a, tile, first, parts, num_parts, q, s, ss);
+    add(s, ss, last - first);
+  }
+  finish(a, n, first, last);
 }
 
 }  // namespace
