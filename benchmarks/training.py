@@ -1,8 +1,11 @@
-"""One step of the diffusion GAN (both networks) of `cifar10` at batch 16, against plain PyTorch.
+"""One step of the diffusion GAN (both networks) of `cifar10`, against plain PyTorch.
 
 Sides: the published form (FIR by zero-stuffing, contiguous) in float32 and in our precision, and
-the best plain form (FIR as depthwise convolution, channels_last). A group's ratio weighs steps with
-and without the R1 penalty as training does: one in `r1_every`.
+the best plain form (FIR as depthwise convolution, channels_last); on a GPU, and with `--all`, that
+with both networks under torch.compile too (steps with the R1 penalty stay eager there: compiled
+code has no second derivative). A group's ratio weighs steps with and without the penalty as
+training does: one in `r1_every`. The batch is the preset's on a GPU, 16 on a CPU. `--all` adds the
+other presets.
 """
 
 import dataclasses
@@ -12,13 +15,15 @@ import torch
 from torch import Tensor
 
 from benchmarks import _limits
-from benchmarks._harness import Case, device
+from benchmarks._harness import Case, device, run
 from benchmarks._plain_models import BEST, PUBLISHED, Form, plain
+from benchmarks.sampling import PRESETS
 from lddgan_kernels.trainer import config_file, networks
+from lddgan_kernels.trainer.config import Config
 from lddgan_kernels.trainer.stage3 import GanStage
 
-BATCH = 16
 TARGETS = {"float32": {"published float32": 1.2}, "bfloat16": {"published float32": 2.0}}
+GPU_TARGETS = {"bfloat16": {"published": 2.0, "compile": 1.3}}
 
 
 class _Latents:
@@ -27,28 +32,47 @@ class _Latents:
     steps_per_epoch = 1000
 
 
-def _stage(precision: str, channels_last: bool) -> GanStage:
-    config = config_file.load("cifar10")
+def _batch(config: Config) -> int:
+    if device().type == "cuda":
+        return config.gan.batch_size
+    # On two cores a step on maps of 64 px takes seconds an image.
+    return 16 if networks.latent_shape(config)[1] <= 32 else 2
+
+
+def _stage(preset: str, precision: str, channels_last: bool) -> GanStage:
+    config = config_file.load(preset)
     config = dataclasses.replace(
         config,
         precision=precision,
         channels_last=channels_last,
-        gan=dataclasses.replace(config.gan, batch_size=BATCH),
+        gan=dataclasses.replace(config.gan, batch_size=_batch(config)),
     )
     return GanStage(config, _Latents(), device())  # type: ignore[arg-type]
 
 
-def cases() -> Iterator[Case]:
-    for precision in ("float32", "bfloat16"):
-        for penalty in (False, True):
-            yield _case(precision, penalty)
+def _compiled(preset: str, precision: str) -> GanStage:
+    """Both networks' forward and backward under torch.compile, in the best plain form."""
+    torch._dynamo.reset()
+    stage = _stage(preset, precision, True)
+    stage.generator.compile(dynamic=False)
+    stage.discriminator.compile(dynamic=False)
+    return stage
 
 
-def _case(precision: str, penalty: bool) -> Case:
-    ours = _stage(precision, True)
+def _cases(everything: bool) -> Iterator[Case]:
+    for preset in PRESETS if everything else PRESETS[:1]:
+        for precision in ("float32", "bfloat16"):
+            for penalty in (False, True):
+                yield _case(preset, precision, penalty, everything)
+
+
+def _case(preset: str, precision: str, penalty: bool, everything: bool) -> Case:
+    ours = _stage(preset, precision, True)
     index = 0 if penalty else 1
-    every = ours.config.gan.r1_every
-    shape = (BATCH, *networks.latent_shape(ours.config))
+    every, batch_size = ours.config.gan.r1_every, ours.batch_size
+    shape = (batch_size, *networks.latent_shape(ours.config))
+    gpu = device().type == "cuda"
+    targets = (GPU_TARGETS if gpu else TARGETS).get(precision, {}) if preset == "cifar10" else {}
 
     def inputs() -> tuple[Tensor]:
         return (torch.rand(shape, device=device()) * 2 - 1,)
@@ -65,11 +89,13 @@ def _case(precision: str, penalty: bool) -> Case:
 
     sides: dict[str, Callable] = {
         "ours": step,
-        "published float32": side(_stage("float32", False), PUBLISHED),
-        "plain": side(_stage(precision, True), BEST),
+        "published float32": side(_stage(preset, "float32", False), PUBLISHED),
+        "plain": side(_stage(preset, precision, True), BEST),
     }
     if precision != "float32":
-        sides["published"] = side(_stage(precision, False), PUBLISHED)
+        sides["published"] = side(_stage(preset, precision, False), PUBLISHED)
+    if gpu or everything:
+        sides["compile"] = sides["plain"] if penalty else side(_compiled(preset, precision), BEST)
 
     def check() -> None:
         batch = inputs()[0]
@@ -81,20 +107,25 @@ def _case(precision: str, penalty: bool) -> Case:
         batch = inputs()[0]
         published = sides.get("published", sides["published float32"])
         return {
-            "images_per_second": BATCH / seconds,
+            "images_per_second": batch_size / seconds,
             "peak_bytes": _limits.allocated(lambda: step(batch))[0],
             "peak_bytes_published": _limits.allocated(lambda: published(batch))[0],
         }
 
     kind = "with R1" if penalty else "without R1"
     return Case(
-        name=f"cifar10 step, batch {BATCH}, {precision}, {kind}",
-        group=precision,
+        name=f"{preset} step, batch {batch_size}, {precision}, {kind}",
+        group=precision if preset == "cifar10" else f"{preset} {precision}",
         inputs=inputs,
         sides=sides,
         check=check,
         bytes_moved=0,
-        targets=TARGETS[precision],
+        targets=targets,
         share=1 / every if penalty else 1 - 1 / every,
         facts=facts,
     )
+
+
+def main(everything: bool = False) -> None:
+    """Runs the benchmark."""
+    run("training", _cases(everything))
