@@ -103,7 +103,7 @@ def plan_norm(
 def gpu_plans(
     x: torch.Tensor, channels2: int, num_groups: int, backend: str
 ) -> tuple[NormPlan, NormPlan]:
-    """How "cuda" or "triton" cuts the forward and the backward pass; any other backend: as cuda.
+    """How "cuda" or "triton" cuts the forward and the backward pass.
 
     `channels2` are those read as if concatenated to x.
     """

@@ -4,10 +4,10 @@
 
 What a BigGAN ResBlock that changes the resolution begins with (Brock et al. 2019; with StyleGAN's
 filter [1, 3, 3, 1] in NCSN++, Song et al. 2021): both its branches resampled, in one pass over x.
-Fused in channels_last, on CPUs going down (up, one after the other is as fast there); contiguous
-images take the norm and the filter one after the other. What lies between norm and filter is not
-rounded where they are fused. Dtypes float32, bfloat16, float16
-(reference: float64). Gradient: first order.
+Fused in channels_last; on CPUs only going down without a gradient, as nothing else gains there.
+What is not fused takes the norm and the filter one after the other. What lies between them is not
+rounded where they are fused. Dtypes float32, bfloat16, float16 (reference: float64). Gradient:
+first order.
 """
 
 from collections.abc import Sequence
@@ -83,7 +83,10 @@ def norm_resample(
         skip = like_layout(skip, memory_format(x))
     options = num_groups, eps, activation is not None, direction, chosen
     given = (x, scale, shift) if skip is None else (x, scale, shift, skip)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in given):
+    needs_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in given)
+    if chosen == "cpu" and (needs_gradient or direction == "up" or memory_format(x) is not LAST):
+        return _one_by_one(x, skip, scale, shift, *options)
+    if needs_gradient:
         return _NormResample.apply(x, skip, scale, shift, moments, *options)
     return _forward(x, skip, scale, shift, moments, *options)[:2]
 
@@ -161,6 +164,24 @@ def _check(
             raise fail(op, "moments", expected, f"{moments.dtype} of {tuple(moments.shape)}")
 
 
+def _one_by_one(
+    x: Tensor,
+    skip: Tensor | None,
+    scale: Tensor,
+    shift: Tensor,
+    num_groups: int,
+    eps: float,
+    silu: bool,
+    direction: str,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """On a CPU: by the operators of norm and filter, which have gradients of their own."""
+    h = torch.ops.lddgan.ada_group_norm.default(x, None, None, scale, shift, num_groups, eps, silu)
+    images = h, x if skip is None else skip
+    h, s = (_filter(image, direction, backend) for image in images)
+    return h, s
+
+
 class _NormResample(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -212,7 +233,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(h, s, statistics): mean and rstd of x, (2, N, num_groups) float32."""
     up = direction == "up"
-    if memory_format(x) is not LAST or (backend == "cpu" and up):
+    if memory_format(x) is not LAST:
         h, statistics = _norm(x, scale, shift, num_groups, eps, silu, backend)
         images = h, x if skip is None else skip
         h, s = (_filter(image, direction, backend) for image in images)
