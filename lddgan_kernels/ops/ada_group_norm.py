@@ -33,6 +33,7 @@ from lddgan_kernels.ops._norm_plan import (
     gpu_plans,
     plan_numbers,
 )
+from lddgan_kernels.ops._norm_rows import adjacent, check_rows
 
 KERNELS = ("cuda", "triton", "cpu")
 
@@ -153,27 +154,10 @@ def _check(
     if activation not in ("silu", None):
         raise fail(op, "activation", "'silu' or None", repr(activation))
     shapes = ((n, c), (c,))
-    _check_rows("scale", scale, shapes, dtype, device)
-    _check_rows("shift", shift, shapes, dtype, device)
+    check_rows(op, "scale", scale, shapes, dtype, device)
+    check_rows(op, "shift", shift, shapes, dtype, device)
     if bias is not None:
-        _check_rows("bias", bias, ((n, c1),), dtype, device)
-
-
-def _check_rows(
-    arg: str,
-    rows: Tensor,
-    shapes: tuple[tuple[int, ...], ...],
-    dtype: torch.dtype,
-    device: torch.device,
-) -> None:
-    """`rows` must have one of `shapes`, x's device, and x's dtype or float32."""
-    check_tensor("ada_group_norm", arg, rows)
-    if rows.shape not in shapes:
-        expected = " or ".join(map(str, shapes))
-        raise fail("ada_group_norm", arg, f"of shape {expected}", tuple(rows.shape))
-    if rows.dtype not in (dtype, torch.float32) or rows.device != device:
-        expected = f"{dtype} or torch.float32 on {device} like x"
-        raise fail("ada_group_norm", arg, expected, f"{rows.dtype} on {rows.device}")
+        check_rows(op, "bias", bias, ((n, c1),), dtype, device)
 
 
 def _check_moments(
@@ -193,11 +177,6 @@ def _check_moments(
         raise fail(op, "moments", expected, f"{moments.dtype} on {moments.device}")
 
 
-def _adjacent(rows: Tensor) -> Tensor:
-    """Rows may be any slice of a matrix; only strides within a row need a copy."""
-    return rows if rows.size(-1) <= 1 or rows.stride(-1) == 1 else rows.contiguous()
-
-
 class _Triton(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -215,8 +194,8 @@ class _Triton(torch.autograd.Function):
     ) -> Tensor:
         from lddgan_kernels.triton import ada_group_norm as kernel
 
-        scale, shift = _adjacent(scale), _adjacent(shift)
-        bias = None if bias is None else _adjacent(bias)
+        scale, shift = adjacent(scale), adjacent(shift)
+        bias = None if bias is None else adjacent(bias)
         moments = None if moments is None else moments.contiguous()
         out, mean, rstd = kernel.forward(
             x, scale, shift, num_groups, eps, silu, x2, bias, plans[0], moments

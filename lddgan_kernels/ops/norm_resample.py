@@ -30,6 +30,7 @@ from lddgan_kernels._checks import (
 )
 from lddgan_kernels.ops._fir import taps
 from lddgan_kernels.ops._norm_plan import device_size, gpu_plans, moments_plan, plan_numbers
+from lddgan_kernels.ops._norm_rows import adjacent, check_rows
 
 KERNELS = ("cuda", "triton", "cpu")
 DIRECTIONS = ("up", "down")
@@ -142,12 +143,7 @@ def _check(
     if activation not in ("silu", None):
         raise fail(op, "activation", "'silu' or None", repr(activation))
     for name, rows in (("scale", scale), ("shift", shift)):
-        check_tensor(op, name, rows)
-        if rows.shape not in ((n, c), (c,)):
-            raise fail(op, name, f"of shape ({n}, {c}) or ({c},)", tuple(rows.shape))
-        if rows.dtype not in (x.dtype, torch.float32) or rows.device != x.device:
-            expected = f"{x.dtype} or torch.float32 on {x.device} like x"
-            raise fail(op, name, expected, f"{rows.dtype} on {rows.device}")
+        check_rows(op, name, rows, ((n, c), (c,)), x.dtype, x.device)
     if skip is not None:
         check_tensor(op, "skip", skip)
         if skip.ndim != 4 or skip.shape[0] != n or skip.shape[2:] != (h, w):
@@ -159,9 +155,10 @@ def _check(
     if moments is not None:
         check_tensor(op, "moments", moments)
         fits = moments.ndim == 4 and moments.shape[:2] == (n, num_groups) and moments.shape[3] == 2
-        if not fits or moments.dtype != torch.float32:
-            expected = f"float32 of shape ({n}, {num_groups}, P, 2)"
-            raise fail(op, "moments", expected, f"{moments.dtype} of {tuple(moments.shape)}")
+        if not fits or moments.dtype != torch.float32 or moments.device != x.device:
+            expected = f"float32 of shape ({n}, {num_groups}, P, 2) on {x.device}"
+            actual = f"{moments.dtype} of {tuple(moments.shape)} on {moments.device}"
+            raise fail(op, "moments", expected, actual)
 
 
 def _one_by_one(
@@ -243,7 +240,7 @@ def _forward(
     if backend == "triton":
         from lddgan_kernels.triton import norm_resample as kernel
 
-        rows = _adjacent(scale), _adjacent(shift)
+        rows = adjacent(scale), adjacent(shift)
         h, s, statistics = kernel.forward(
             x, *rows, moments, num_groups, eps, silu, up, skip is None
         )
@@ -300,7 +297,7 @@ def _norm(
     if backend == "triton":
         from lddgan_kernels.triton import ada_group_norm as kernel
 
-        rows = _adjacent(scale), _adjacent(shift)
+        rows = adjacent(scale), adjacent(shift)
         out, *statistics = kernel.forward(
             x, *rows, num_groups, eps, silu, None, None, plans[0], None
         )
@@ -327,7 +324,7 @@ def _norm_backward(
         from lddgan_kernels.triton import ada_group_norm as kernel
 
         grad_x, _, *rows, _ = kernel.backward(
-            grad_out, x, _adjacent(scale), _adjacent(shift), *statistics, silu, None, None, plans[1]
+            grad_out, x, adjacent(scale), adjacent(shift), *statistics, silu, None, None, plans[1]
         )
         grad_scale, grad_shift = (
             (grad if given.ndim == 2 else grad.sum(0)).to(given.dtype)
@@ -338,11 +335,6 @@ def _norm_backward(
         grad_out, x, None, None, scale, shift, statistics, num_groups, silu, plan_numbers(plans)
     )
     return grad_x, grad_scale, grad_shift
-
-
-def _adjacent(rows: Tensor) -> Tensor:
-    """Rows may be any slice of a matrix; only strides within a row need a copy."""
-    return rows if rows.size(-1) <= 1 or rows.stride(-1) == 1 else rows.contiguous()
 
 
 if _extension.is_loaded():
