@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from lddgan_kernels import _backend, _extension, ops
+from lddgan_kernels._bfloat16 import multiplies_bfloat16
 from lddgan_kernels._version import __version__
 from lddgan_kernels.trainer.model_report import model_report
 
@@ -46,6 +47,9 @@ def _versions() -> list[str]:
     lines += [
         f"GPU {i}: {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())
     ] or ["no GPU that PyTorch can use"]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    suits, why = multiplies_bfloat16(device)
+    lines.append(f"precision auto means {'bfloat16' if suits else 'float32'} on {device}: {why}")
     return lines
 
 

@@ -203,8 +203,8 @@ class Config:
     """Decides all that is random: on a CPU the same seed gives the same losses, bit for bit."""
     codec: Literal["autoencoder", "haar", "none"] = "autoencoder"
     """What the GAN works on: an autoencoder's latents, wavelet bands or pixels."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: autocast; weights and losses stay float32."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """bfloat16 is autocast, weights stay float32; auto takes it where the device multiplies it."""
     channels_last: bool = False
     """Memory layout of images and convolution weights."""
     images: Images = field(default_factory=Images)

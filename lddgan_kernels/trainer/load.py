@@ -12,6 +12,7 @@ from lddgan_kernels.trainer import checkpoint, config_file, networks
 from lddgan_kernels.trainer.config import Config
 from lddgan_kernels.trainer.folder import RunFolder
 from lddgan_kernels.trainer.pictures import Sampler
+from lddgan_kernels.trainer.precision import resolve_for_inference
 from lddgan_kernels.trainer.stage2 import create_cache
 
 
@@ -50,7 +51,9 @@ def load_sampler(generator: Path, device: torch.device | str) -> Sampler:
     tensors, facts = checkpoint.load_weights(generator)
     if "config" not in facts:
         raise ValueError(f"sample: {generator} must be a generator that train wrote")
-    config = config_file.parse(facts["config"], str(generator))
+    config = resolve_for_inference(
+        config_file.parse(facts["config"], str(generator)), torch.device(device)
+    )
     module = networks.build_generator(config)
     module.load_state_dict(tensors)
     module = networks.place(module.eval().requires_grad_(False), device, config)
@@ -81,6 +84,7 @@ def encode_images(
         The cache, and the images that could not be used with the reasons.
     """
     autoencoder, config = load_autoencoder(RunFolder(run).autoencoder)
+    config = resolve_for_inference(config, torch.device(device))
     dataset = open_images(
         config.data if data is None else data,
         config.images.resolution,

@@ -13,6 +13,7 @@ from lddgan_kernels.diffusion import Schedule
 from lddgan_kernels.trainer import networks
 from lddgan_kernels.trainer.codec import Codec
 from lddgan_kernels.trainer.config import Config
+from lddgan_kernels.trainer.precision import autocast
 
 SMALLEST = 48  # pixels: smaller images are enlarged in grids, whole times
 
@@ -43,7 +44,7 @@ class Sampler:
 
     def __call__(self, seeds: Tensor, batch_size: int = 64) -> Tensor:
         """Images (N, C, H, W) uint8 on the CPU, `batch_size` at a time."""
-        with self._autocast():
+        with autocast(self.config, self.device):
             return torch.cat([to_uint8(self._draw(part)) for part in seeds.split(batch_size)])
 
     @torch.no_grad()
@@ -54,7 +55,7 @@ class Sampler:
         decoded.
         """
         seeds = seeds.to(self.device)
-        with self._autocast():
+        with autocast(self.config, self.device):
             latents, path = diffusion.sample(
                 self.generator,
                 self._schedule,
@@ -65,10 +66,6 @@ class Sampler:
             )
             stations = [station for pair in path for station in pair] + [latents]
             return torch.stack([to_uint8(self.codec.decode(station)) for station in stations])
-
-    def _autocast(self) -> torch.autocast:
-        bfloat16 = self.config.precision == "bfloat16"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16)
 
 
 def to_uint8(images: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from lddgan_kernels.trainer.load import load_autoencoder, load_lpips
 from lddgan_kernels.trainer.logging import RunLog
 from lddgan_kernels.trainer.loop import Interrupted, StopRequest, run_stage
 from lddgan_kernels.trainer.pictures import Sampler, grid, reconstructions, save_png
+from lddgan_kernels.trainer.precision import resolve
 from lddgan_kernels.trainer.report import write_report
 from lddgan_kernels.trainer.stage1 import AutoencoderStage
 from lddgan_kernels.trainer.stage2 import (
@@ -76,10 +77,13 @@ def train(
             ),
             workers=config.images.workers,
         )
+        config, precision = resolve(config, mine)
         folder = RunFolder(out, mine)
         folder.begin(config, resume)
         distributed.wait()
         log = RunLog(folder, config.log.tensorboard)
+        log.say(precision)
+        log.write("note", text=precision)
         try:
             return _train(Run(config, folder, log, stop, mine, dataset))
         finally:
@@ -102,7 +106,13 @@ def _check_batches(config: Config) -> None:
 def _train(run: Run) -> dict[str, Any] | None:
     config, log = run.config, run.log
     log.say(f"{len(run.dataset)} images of {run.dataset.name}; run folder {run.folder.path}")
-    log.write("start", images=len(run.dataset), data=run.dataset.name, torch=torch.__version__)
+    log.write(
+        "start",
+        images=len(run.dataset),
+        data=run.dataset.name,
+        torch=torch.__version__,
+        precision=config.precision,
+    )
     autoencoder = None
     if config.codec == "autoencoder":
         autoencoder = train_autoencoder(run)

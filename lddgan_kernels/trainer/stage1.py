@@ -13,6 +13,7 @@ from lddgan_kernels.trainer import distributed, networks
 from lddgan_kernels.trainer.autoencoder_losses import AutoencoderLoss, Metrics
 from lddgan_kernels.trainer.config import Config
 from lddgan_kernels.trainer.loop import Batches, learning_rate, set_rate, step_seed
+from lddgan_kernels.trainer.precision import uses_bfloat16
 
 BASE_LR = 4.5e-6  # a sample of the batch
 
@@ -128,7 +129,7 @@ class AutoencoderStage:
         self.steps = training.steps
         self.batch_size = training.batch_size
         self.layout = networks.layout(config)
-        self.autocast = torch.bfloat16 if config.precision == "bfloat16" else None
+        self.autocast = torch.bfloat16 if uses_bfloat16(config, device) else None
         self.model = networks.place(networks.build_autoencoder(config), device, config)
         self.loss = autoencoder_loss(self.model, lpips, training.gan_start)
         if self.loss.lpips is not None:

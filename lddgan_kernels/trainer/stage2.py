@@ -19,6 +19,7 @@ from lddgan_kernels.trainer import checkpoint, config_file, distributed, network
 from lddgan_kernels.trainer.codec import Codec
 from lddgan_kernels.trainer.config import Config
 from lddgan_kernels.trainer.folder import RunFolder
+from lddgan_kernels.trainer.precision import autocast
 
 ENCODED_AT_ONCE = 64
 PIXELS_AT_ONCE = ENCODED_AT_ONCE * 64 * 64
@@ -132,7 +133,7 @@ def create_cache(
     @torch.no_grad()
     def encode(images: Tensor) -> Tensor:
         check()
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+        with autocast(config, device):
             return autoencoder.encode(images.contiguous(memory_format=layout)).float()
 
     return LatentCache.create(

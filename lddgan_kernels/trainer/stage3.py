@@ -12,6 +12,7 @@ from lddgan_kernels.trainer import distributed, losses, networks
 from lddgan_kernels.trainer.config import Config
 from lddgan_kernels.trainer.ema import Ema
 from lddgan_kernels.trainer.loop import Batches, learning_rate, set_rate, step_seed
+from lddgan_kernels.trainer.precision import autocast
 
 
 class GanStage:
@@ -95,7 +96,7 @@ class GanStage:
         x_t.requires_grad_(penalize)
         with torch.no_grad():
             fake = self._fake(x_next, t, counter)[1]
-        with self._autocast():
+        with autocast(self.config, self.device):
             real_logit = self.discriminator(x_t, t, x_next)
             fake_logit = self.discriminator(fake, t, x_next)
         loss = losses.discriminator_loss(real_logit, fake_logit)
@@ -114,7 +115,7 @@ class GanStage:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         t, _, x_next = self._pair(x0, counter)
         predicted, fake = self._fake(x_next, t, counter)
-        with self._autocast():
+        with autocast(self.config, self.device):
             logit = self.discriminator(fake, t, x_next)
         loss = losses.generator_loss(logit)
         metrics = {"generator": loss, "reconstruction": losses.reconstruction_loss(x0, predicted)}
@@ -136,14 +137,10 @@ class GanStage:
         seeds = self.seeds[: len(x_next)]
         shape = (len(x_next), self.config.generator.z_dim)
         z = seeded_normal(shape, seeds, STREAM_Z, step=counter)
-        with self._autocast():
+        with autocast(self.config, self.device):
             predicted = self.generator(x_next, t, z)
         predicted = predicted.float().contiguous(memory_format=self.layout)
         return predicted, posterior_sample(predicted, x_next, t, self.schedule, seeds, step=counter)
-
-    def _autocast(self) -> torch.autocast:
-        bfloat16 = self.config.precision == "bfloat16"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16)
 
     def modules(self) -> dict[str, nn.Module]:
         """The networks by name."""
