@@ -10,7 +10,7 @@ PYTHON ?= python3
 TORCH ?= 2.13.0
 VENV ?= .venv
 OUT ?= runs/digits
-CLANG_FORMAT_FILES := $(wildcard csrc/*/*.cpp csrc/*/*.cu csrc/include/lddgan/* python/*.cpp python/*.h)
+CLANG_FORMAT_FILES := $(wildcard csrc/cpu/* csrc/cuda/* csrc/include/lddgan/* python/*)
 
 BIN := $(VENV)/bin
 TORCH_SPEC := $(if $(TORCH),torch==$(TORCH),torch>=2.11,<2.16)

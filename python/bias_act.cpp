@@ -1,4 +1,4 @@
-#include "lddgan/bias_act.h"
+#include "cpu/bias_act.h"
 
 #include "torch_common.h"
 

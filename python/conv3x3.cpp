@@ -1,4 +1,4 @@
-#include "lddgan/conv3x3.h"
+#include "cpu/conv3x3.h"
 
 #include "torch_common.h"
 

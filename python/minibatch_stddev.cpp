@@ -1,4 +1,4 @@
-#include "lddgan/minibatch_stddev.h"
+#include "cpu/minibatch_stddev.h"
 
 #include "torch_common.h"
 

@@ -1,4 +1,4 @@
-#include "lddgan/nearest_code.h"
+#include "cpu/nearest_code.h"
 
 #include "torch_common.h"
 

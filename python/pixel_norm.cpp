@@ -1,4 +1,4 @@
-#include "lddgan/pixel_norm.h"
+#include "cpu/pixel_norm.h"
 
 #include "torch_common.h"
 

@@ -4,8 +4,8 @@
 #include <cstdlib>
 #include <string>
 
+#include "cpu/parallel.h"
 #include "lddgan/isa.h"
-#include "lddgan/parallel.h"
 
 namespace lddgan {
 

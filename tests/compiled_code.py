@@ -58,6 +58,7 @@ def compile_cuda(source, architecture):
     """
     root = Path(__file__).parents[1]
     headers = sorted((root / "csrc" / "include" / "lddgan").iterdir())
+    headers += sorted((root / "csrc" / "cuda").glob("*.cuh"))
     nvcc = find_tool("nvcc")
     command = [nvcc, "-std=c++20", "--expt-relaxed-constexpr", "--extended-lambda", "-lineinfo"]
     command += ["-I", str(root / "csrc" / "include"), "-DLDDGAN_CUDA", f"-arch=sm_{architecture}"]

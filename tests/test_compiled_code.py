@@ -59,8 +59,8 @@ def test_cuda_kernels(source, architecture):
     # on the line before its `__global__`.
     # A kernel shared by several sources stands in a header of theirs.
     text = source.read_text()
-    for header in re.findall(r'#include "(lddgan/\w+\.cuh)"', text):
-        text += (ROOT / "csrc" / "include" / header).read_text()
+    for header in re.findall(r'#include "(\w+\.cuh)"', text):
+        text += (ROOT / "csrc" / "cuda" / header).read_text()
     kernels = set(re.findall(r"__global__[^;{]*?\b(\w+_kernel)\(", text))
     narrow = set(
         re.findall(r"// narrow: .*\n(?:template.*\n)?__global__[^;{]*?\b(\w+_kernel)\(", text)

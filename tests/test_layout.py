@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 from functools import cache
 from pathlib import Path
 
@@ -143,14 +144,43 @@ def test_only_ops_call_native_operators():
             assert not native or layer(path) in ("ops", "_bfloat16"), f"{path}: torch.ops"
 
 
+def included(path):
+    """The headers of csrc that a file of it includes, and those that they include."""
+    found = set()
+    for name in re.findall(r'#include "(.*)"', path.read_text()):
+        beside, shared = path.parent / name, ROOT / "csrc/include" / name
+        header = beside if beside.exists() else shared
+        assert header.exists(), f"{path}: {name} is neither beside it nor in csrc/include"
+        found |= {header} | included(header)
+    return found
+
+
+def test_a_header_lies_beside_its_only_side():
+    users = {
+        side: set().union(*map(included, ROOT.glob(f"csrc/{side}/*.c*")))
+        for side in ("cpu", "cuda")
+    }
+    headers = set(ROOT.glob("csrc/include/lddgan/*"))
+    for side, used in users.items():
+        assert not headers - used, f"csrc/include holds what csrc/{side} does not use"
+        assert not set(ROOT.glob(f"csrc/{side}/*.*h")) - used, (
+            f"csrc/{side} holds headers that nothing uses"
+        )
+        assert {path.parent for path in used} == {
+            ROOT / "csrc" / side,
+            ROOT / "csrc/include/lddgan",
+        }
+
+
+def test_no_two_headers_of_one_name():
+    headers = [*ROOT.glob("csrc/**/*.*h"), *ROOT.glob("python/*.h")]
+    assert len({path.name for path in headers}) == len(headers)
+
+
 def test_cuda_and_cpu_kernels_include_no_pytorch_header():
     for path in (p for p in ROOT.glob("csrc/**/*") if p.is_file()):
-        for line in path.read_text().splitlines():
-            if line.startswith("#include"):
-                assert not any(s in line for s in ("torch", "ATen", "c10", "pybind")), path
-                if path.suffix in (".cpp", ".cu"):
-                    assert "/cpu/" not in line, path
-                    assert "/cuda/" not in line, path
+        for header in re.findall(r"#include <(.*)>", path.read_text()):
+            assert not re.match("torch|ATen|c10|pybind", header), f"{path}: {header}"
 
 
 def test_sizes():

@@ -3,7 +3,7 @@
 // grad_x = scale rstd v - rstd (k1 + rstd^2 k2 d), k1 and k2 the group's means of scale v and
 // scale v d. The first pass keeps v as float: in grad_x itself if that is float and not
 // streamed past the caches, else beside.
-#include "ada_group_norm.h"
+#include "ada_group_norm_common.h"
 
 namespace lddgan::LDDGAN_ISA {
 namespace {

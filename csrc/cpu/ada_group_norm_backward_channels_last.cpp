@@ -2,7 +2,7 @@
 // tiles, and in a tile some vectors of channels at a time, whose parameters and sums stay in
 // registers. Between the passes v is kept where a sample is small; else it is taken again from x
 // and grad_out, which costs less than writing and reading it.
-#include "ada_group_norm.h"
+#include "ada_group_norm_common.h"
 
 namespace lddgan::LDDGAN_ISA {
 namespace {

@@ -2,7 +2,7 @@
 // what they make of a value. ada_group_norm and norm_resample share them.
 #pragma once
 
-#include "ada_group_norm.h"
+#include "ada_group_norm_common.h"
 
 namespace lddgan::LDDGAN_ISA {
 namespace {

@@ -3,12 +3,12 @@
 // four outputs. A thread transforms a block of tiles into its cache, multiplies it with one panel
 // of output channels at a time, 16 small matrix products, and transforms the result while it is
 // there.
-#include "lddgan/conv3x3.h"
+#include "conv3x3.h"
 
 #include <cstdlib>
 
-#include "lddgan/parallel.h"
-#include "lddgan/vec.h"
+#include "parallel.h"
+#include "vec.h"
 
 namespace lddgan::LDDGAN_ISA {
 

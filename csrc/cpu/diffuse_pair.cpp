@@ -1,6 +1,6 @@
 #include "lddgan/diffuse_pair.h"
 
-#include "lddgan/normal.h"
+#include "normal.h"
 
 namespace lddgan::LDDGAN_ISA {
 

@@ -1,7 +1,7 @@
 #include "lddgan/haar.h"
 
-#include "lddgan/parallel.h"
-#include "lddgan/vec.h"
+#include "parallel.h"
+#include "vec.h"
 
 namespace lddgan::LDDGAN_ISA {
 

@@ -6,10 +6,10 @@
 // the codes shifted by the codebook's mean so that few digits cancel; the least and second least of
 // the minima over blocks are kept. Search: the winning block again, in double, on the values as
 // given; the whole codebook where a second block comes within rounding error of the first.
-#include "lddgan/nearest_code.h"
+#include "nearest_code.h"
 
-#include "lddgan/parallel.h"
-#include "lddgan/vec.h"
+#include "parallel.h"
+#include "vec.h"
 
 namespace lddgan::LDDGAN_ISA {
 

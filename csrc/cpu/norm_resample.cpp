@@ -4,7 +4,7 @@
 #include "lddgan/norm_resample.h"
 
 #include "ada_group_norm_channels_last.h"
-#include "lddgan/upfirdn2d_channels_last.h"
+#include "upfirdn2d_channels_last.h"
 
 namespace lddgan::LDDGAN_ISA {
 

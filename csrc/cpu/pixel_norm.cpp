@@ -1,7 +1,7 @@
-#include "lddgan/pixel_norm.h"
+#include "pixel_norm.h"
 
-#include "lddgan/parallel.h"
-#include "lddgan/vec.h"
+#include "parallel.h"
+#include "vec.h"
 
 namespace lddgan::LDDGAN_ISA {
 

@@ -1,6 +1,6 @@
 #include "lddgan/posterior_sample.h"
 
-#include "lddgan/normal.h"
+#include "normal.h"
 
 namespace lddgan::LDDGAN_ISA {
 

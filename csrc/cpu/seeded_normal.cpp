@@ -2,7 +2,7 @@
 
 #include <cstdlib>
 
-#include "lddgan/normal.h"
+#include "normal.h"
 
 namespace lddgan::LDDGAN_ISA {
 

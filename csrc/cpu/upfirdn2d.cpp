@@ -2,7 +2,7 @@
 
 #include <cstdlib>
 
-#include "lddgan/upfirdn2d_channels_last.h"
+#include "upfirdn2d_channels_last.h"
 
 namespace lddgan::LDDGAN_ISA {
 

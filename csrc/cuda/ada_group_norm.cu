@@ -4,7 +4,7 @@
 // is read once; on sm_90 the blocks of a cluster cut H*W and add their sums through distributed
 // shared memory. "split": a first kernel leaves each part's moments, a second merges them and
 // applies.
-#include "lddgan/ada_group_norm.cuh"
+#include "ada_group_norm.cuh"
 
 namespace lddgan {
 

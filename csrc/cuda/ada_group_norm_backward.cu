@@ -4,7 +4,7 @@
 // activation). The first two are grad_scale and grad_shift; with them
 //   grad_x = rstd * (scale * g - mean(scale * g) - x_hat * mean(scale * g * x_hat)),
 // means over the group. No atomics: every sum has one writer, so runs repeat bit for bit.
-#include "lddgan/ada_group_norm.cuh"
+#include "ada_group_norm.cuh"
 
 namespace lddgan {
 

@@ -1,6 +1,6 @@
 #include "lddgan/diffuse_pair.h"
 
-#include "lddgan/normal.cuh"
+#include "normal.cuh"
 
 namespace lddgan {
 

@@ -6,7 +6,7 @@
 // where the shortcut is another tensor, further blocks resample it.
 #include "lddgan/norm_resample.h"
 
-#include "lddgan/ada_group_norm.cuh"
+#include "ada_group_norm.cuh"
 
 namespace lddgan {
 

@@ -1,6 +1,6 @@
 #include "lddgan/posterior_sample.h"
 
-#include "lddgan/normal.cuh"
+#include "normal.cuh"
 
 namespace lddgan {
 

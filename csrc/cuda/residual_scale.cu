@@ -1,6 +1,6 @@
 #include "lddgan/residual_scale.h"
 
-#include "lddgan/cuda.cuh"
+#include "cuda.cuh"
 
 namespace lddgan {
 

@@ -6,7 +6,7 @@
 // moments around the pivots are merged in shared memory; every slot has one writer.
 #include <algorithm>
 
-#include "lddgan/ada_group_norm.cuh"
+#include "ada_group_norm.cuh"
 #include "lddgan/residual_scale.h"
 
 namespace lddgan {

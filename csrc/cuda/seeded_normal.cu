@@ -1,6 +1,6 @@
 #include "lddgan/seeded_normal.h"
 
-#include "lddgan/normal.cuh"
+#include "normal.cuh"
 
 namespace lddgan {
 

@@ -2,7 +2,7 @@
 
 #include <climits>
 
-#include "lddgan/cuda.cuh"
+#include "cuda.cuh"
 
 namespace lddgan {
 

@@ -63,7 +63,7 @@ def device_size(device: torch.device) -> DeviceSize:
 
 
 def part_size(hw: int, parts: int) -> int:
-    """Pixels of a part, by the rule of the kernels (csrc/include/lddgan/moments.cuh)."""
+    """Pixels of a part, by the rule of the kernels (csrc/cuda/moments.cuh)."""
     return ((hw + 7) // 8 + parts - 1) // parts * 8
 
 

@@ -21,7 +21,7 @@ from lddgan_kernels._checks import check_image, check_tensor, fail, like_layout,
 
 KERNELS = ("triton", "cpu")
 
-PANEL, LANE = 32, 16  # csrc/include/lddgan/conv3x3.h
+PANEL, LANE = 32, 16  # csrc/cpu/conv3x3.h
 # In a batch; below, reading 16/9 of the weights costs more than the multiplications saved.
 _MIN_PIXELS = 256
 # Without the wide registers of AVX the vendor's kernels are ahead.

@@ -17,7 +17,7 @@ SPLIT_TILE = 4096
 
 
 def part_size(hw: int, parts: int) -> int:
-    """Pixels of a part: whole 8s, as csrc/include/lddgan/moments.cuh has it."""
+    """Pixels of a part: whole 8s, as csrc/cuda/moments.cuh has it."""
     return ((hw + 7) // 8 + parts - 1) // parts * 8
 
 

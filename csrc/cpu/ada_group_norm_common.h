@@ -5,8 +5,8 @@
 
 #include <cstdlib>
 
-#include "lddgan/parallel.h"
-#include "lddgan/vec.h"
+#include "parallel.h"
+#include "vec.h"
 
 namespace lddgan::LDDGAN_ISA {
 

@@ -2,7 +2,7 @@
 // norm_resample. Vectors over channels; vertical sums of columns slide along W in registers.
 #pragma once
 
-#include "lddgan/upfirdn2d_planes.h"
+#include "upfirdn2d_planes.h"
 
 namespace lddgan::LDDGAN_ISA {
 

@@ -1,9 +1,9 @@
 // By two with four separable taps on contiguous planes: the CPU kernels of upfirdn2d for that.
 #pragma once
 
-#include "lddgan/parallel.h"
 #include "lddgan/upfirdn2d.h"
-#include "lddgan/vec.h"
+#include "parallel.h"
+#include "vec.h"
 
 namespace lddgan::LDDGAN_ISA {
 

@@ -3,10 +3,10 @@
 
 #include <utility>
 
-#include "lddgan/parallel.h"
 #include "lddgan/philox.h"
 #include "lddgan/seeded_normal.h"
-#include "lddgan/vec.h"
+#include "parallel.h"
+#include "vec.h"
 
 namespace lddgan::LDDGAN_ISA {
 

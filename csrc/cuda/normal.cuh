@@ -1,7 +1,7 @@
 // Seeded noise for the .cu files: tiles of a batch, each one thread's, and their noise.
 #pragma once
 
-#include "lddgan/cuda.cuh"
+#include "cuda.cuh"
 #include "lddgan/philox.h"
 #include "lddgan/seeded_normal.h"
 

@@ -1,7 +1,7 @@
 // Partial moments: which pixels a part holds, and how parts are merged.
 #pragma once
 
-#include "lddgan/cuda.cuh"
+#include "cuda.cuh"
 
 namespace lddgan {
 

@@ -9,9 +9,9 @@
 
 #include <cooperative_groups.h>
 
+#include "cuda.cuh"
 #include "lddgan/ada_group_norm.h"
-#include "lddgan/cuda.cuh"
-#include "lddgan/moments.cuh"
+#include "moments.cuh"
 
 namespace lddgan {
 
