@@ -26,7 +26,7 @@ def cases() -> Iterator[Case]:
 def _case(n, c, d, side, kernel, dtype) -> Case:
     weight = (torch.randn(d, c, kernel, kernel) / (kernel * c**0.5)).to(dtype)
     bias, last = torch.randn(d).to(dtype), weight.to(memory_format=torch.channels_last)
-    packed = pack_conv2d(weight)
+    packed = pack_conv2d(weight, (n, side, side))
 
     def inputs():
         x = torch.randn(n, c, side, side).to(dtype)

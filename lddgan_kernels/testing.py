@@ -1,4 +1,4 @@
-"""The error rule of this project, for tests and for checks by hand.
+"""The error rule of this project and other processors, for tests and for checks by hand.
 
 Error = max |out - ref| / max |ref| against a float64 reference on the same inputs. Ours must be at
 most twice the error of the plain PyTorch composition in the same dtype, plus one unit roundoff.
@@ -8,6 +8,28 @@ import math
 
 import torch
 from torch import Tensor
+
+# Settings of the environment that make a newer x86 processor one of the named instruction set, for
+# oneDNN, PyTorch and this library alike. From the least to the most.
+INSTRUCTION_SETS = {
+    isa: {"ONEDNN_MAX_CPU_ISA": onednn, "ATEN_CPU_CAPABILITY": aten, "LDDGAN_CPU_ISA": isa}
+    for isa, onednn, aten in (
+        ("avx2", "AVX2", "avx2"),
+        ("avx512", "AVX512_CORE", "avx512"),
+        ("avx512bf16", "AVX512_CORE_BF16", "avx512"),
+    )
+}
+
+
+def instruction_sets() -> list[str]:
+    """Those of `INSTRUCTION_SETS` that this processor has."""
+    has = torch.cpu.get_capabilities()
+    found = [
+        ("avx2", has.get("avx2") and has.get("fma3")),
+        ("avx512", has.get("avx512_f") and has.get("avx512_bw") and has.get("avx512_dq")),
+        ("avx512bf16", has.get("avx512_bf16")),
+    ]
+    return [isa for isa, is_there in found if is_there]
 
 
 def relative_error(out: Tensor, exact: Tensor) -> float:

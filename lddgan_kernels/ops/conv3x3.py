@@ -54,7 +54,7 @@ def conv3x3(
     Raises:
         ValueError: a shape does not fit. RuntimeError: a named backend cannot run.
     """
-    _check(x, weight, bias, residual)
+    _check(x, weight, bias, residual, packed)
     kernels = KERNELS if backend or default_backend() else ("cpu",)
     chosen = select("conv3x3", x, backend, kernels)
     fits = uses_winograd if chosen == "cpu" else _suits_triton
@@ -117,7 +117,13 @@ def _needs_grad(*tensors: Tensor | None) -> bool:
     return any(t is not None and t.requires_grad for t in tensors)
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> None:
+def _check(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    packed: Tensor | None,
+) -> None:
     op = "conv3x3"
     check_image(op, "x", x)
     check_tensor(op, "weight", weight)
@@ -130,6 +136,8 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | No
         shape = (x.shape[0], d, *x.shape[2:])
         if residual.shape != shape:
             raise fail(op, "residual", f"of shape {shape}", tuple(residual.shape))
+    if packed is not None and packed.shape != (d // PANEL, 16, x.shape[1], PANEL):
+        raise fail(op, "packed", "pack_conv3x3(weight)", f"one of shape {tuple(packed.shape)}")
 
 
 class _Conv3x3(torch.autograd.Function):

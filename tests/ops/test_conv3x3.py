@@ -167,6 +167,14 @@ def test_packed_once():
 
 
 @native
+def test_a_weight_packed_for_another():
+    x, weight, *_ = tensors(4, 32, 64, 8, 8)
+    for other in (weight[:32], torch.randn(64, 48, 3, 3)):
+        with pytest.raises(ValueError, match="conv3x3: packed must be pack_conv3x3"):
+            conv3x3(x, weight, packed=pack_conv3x3(other))
+
+
+@native
 def test_second_order_gradients_are_the_convolutions():
     x, weight, bias, _ = tensors(4, 32, 32, 8, 8)
     results = []
