@@ -29,7 +29,7 @@ $(VENV)/installed: $(VENV)/torch $(SOURCES)
 	touch $@
 
 $(VENV)/test-tools: $(VENV)/installed
-	LDDGAN_EMULATE_CUDA=ON $(BIN)/python -m pip install --quiet -e ".[test,triton,lint,plot,lmdb]"
+	LDDGAN_EMULATE_CUDA=ON $(BIN)/python -m pip install --quiet -e ".[test,triton,lint,plot,parquet]"
 	touch $@
 
 train: $(VENV)/installed

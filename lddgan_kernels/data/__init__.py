@@ -1,4 +1,4 @@
-"""Images in: folders, zips, npz, CIFAR-10, LMDB, the embedded digits; cached pixels and latents."""
+"""Images in: folders, archives, arrays, CIFAR, LMDB, the embedded digits; cached latents."""
 
 from lddgan_kernels.data.batches import PixelCache, cache_pixels, image_batches, steps_per_epoch
 from lddgan_kernels.data.digits import Digits, load_digits

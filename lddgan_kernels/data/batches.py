@@ -18,6 +18,7 @@ class PixelCache(torch.utils.data.Dataset[Tensor]):
 
         self.name = dataset.name
         self.labels = dataset.labels
+        self.identity = dataset.identity
         self.resolution = dataset.resolution
         self.channels = dataset.channels
         self.images = torch.empty(_shape(dataset), dtype=torch.uint8)

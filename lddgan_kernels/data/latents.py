@@ -6,9 +6,11 @@ import json
 import math
 import os
 import shutil
+import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -39,9 +41,10 @@ def weights_fingerprint(module: nn.Module) -> str:
 class LatentCache:
     """Latents (N, flips, C, H, W) in one memory-mapped file, with what they were made from.
 
-    `path` holds the numbers, `path.json` the shape, dtype, the autoencoder's fingerprint, the data
-    set and the largest magnitude, `abs_max` (which the GAN's latents are divided by). Made by
-    `create`, found again by `open`.
+    `path` holds the numbers, `path.json` the shape, dtype, the autoencoder's fingerprint, the
+    identity of the data set (a hash of its pictures), the largest magnitude, `abs_max` (which the
+    GAN's latents are divided by), and a checksum of all that. Made by `create`, found again by
+    `open`.
     """
 
     def __init__(self, path: Path, facts: dict[str, Any]) -> None:
@@ -78,8 +81,10 @@ class LatentCache:
         flip: also encode each image mirrored.
 
         Encoding that was cut short goes on where it stopped; the file appears under its name only
-        when whole. Raises OSError where the disk has too little room, before encoding, and
-        ValueError for latents that are not finite in `dtype`.
+        when whole. What is there but is damaged, or was made from other pictures or by another
+        autoencoder, is made anew, with a warning. Raises OSError where the disk has too little
+        room, before encoding, or another process is encoding into `path`, and ValueError for
+        latents that are not finite in `dtype`.
         """
         path = Path(path)
         names = [name for name, known in DTYPES.items() if known == dtype]
@@ -90,8 +95,10 @@ class LatentCache:
             found = cls.open(path, fingerprint, dataset=dataset)
             if found.dtype == dtype and found.shape[1] == (2 if flip else 1):
                 return found
-        except (FileNotFoundError, ValueError):
-            pass  # absent, or made from something else: encode
+        except FileNotFoundError:
+            pass
+        except ValueError as error:
+            warnings.warn(f"{error}; it is made anew", stacklevel=2)
         shape = _latent_shape(dataset, encode, flip, device)
         facts: dict[str, Any] = {
             "shape": shape,
@@ -101,10 +108,12 @@ class LatentCache:
         }
         part = _encode_all(path, facts, dataset, encode, batch_size, device, workers)
         facts["abs_max"] = _abs_max(part, dtype, math.prod(shape[1:]))
+        facts["checksum"] = _checksum(part, facts)
         _sidecar(path).unlink(missing_ok=True)
         part.replace(path)
         _write_json(_sidecar(path), facts)
         _sidecar(part).unlink()
+        _sums(part).unlink()
         return cls(path, facts)
 
     @classmethod
@@ -117,8 +126,9 @@ class LatentCache:
     ) -> "LatentCache":
         """The finished cache at `path`.
 
-        Raises FileNotFoundError where there is none, ValueError where it is damaged or came from
-        another autoencoder or (where `dataset` is given) another data set.
+        Reads the file once for its checksum. Raises FileNotFoundError where there is none,
+        ValueError where it is damaged or came from another autoencoder or (where `dataset` is
+        given) another data set.
         """
         path = Path(path)
         if not path.exists() or not _sidecar(path).exists():
@@ -127,6 +137,7 @@ class LatentCache:
             facts = json.loads(_sidecar(path).read_text())
             size = math.prod(facts["shape"]) * DTYPES[facts["dtype"]].itemsize
             made_by, made_from = facts["fingerprint"], facts["dataset"]
+            checksum = facts["checksum"]
         except (ValueError, KeyError, TypeError) as error:
             raise fail("LatentCache", "path", "a cache", f"{_sidecar(path)}: {error!r}") from None
         if path.stat().st_size != size:
@@ -139,6 +150,10 @@ class LatentCache:
                 "path",
                 f"encoded by the autoencoder {fingerprint}",
                 f"{path}, encoded by {made_by}: encode the data set again",
+            )
+        if _checksum(path, facts) != checksum:
+            raise fail(
+                "LatentCache", "path", "what was written", f"{path}, which was damaged since"
             )
         if dataset is not None and made_from != _describe(dataset):
             raise fail(
@@ -170,16 +185,26 @@ class LatentCache:
 
 
 def _describe(dataset: ImageDataset | PixelCache) -> dict[str, Any]:
-    return {
-        "name": dataset.name,
-        "length": len(dataset),
-        "resolution": dataset.resolution,
-        "channels": dataset.channels,
-    }
+    return {"length": len(dataset), "identity": dataset.identity}
 
 
 def _sidecar(path: Path) -> Path:
     return path.with_name(path.name + ".json")
+
+
+def _sums(part: Path) -> Path:
+    """Beside an unfinished file: the CRC-32 of each image's latents, 4 bytes each."""
+    return part.with_name(part.name + ".sums")
+
+
+def _checksum(path: Path, facts: dict[str, Any]) -> str:
+    """A hash of the file and of the facts about it."""
+    about = {name: value for name, value in facts.items() if name != "checksum"}
+    found = hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=16)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
 
 
 def _write_json(path: Path, facts: dict[str, Any]) -> None:
@@ -223,7 +248,7 @@ def _encode_all(
     dtype = DTYPES[facts["dtype"]]
     count, *item = facts["shape"]
     item_bytes = math.prod(item) * dtype.itemsize
-    done = _resumable(part, facts) // item_bytes
+    done = min(count, _resumable(part, facts, item_bytes))
     needed = (count - done) * item_bytes
     path.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(path.parent).free
@@ -231,17 +256,18 @@ def _encode_all(
         raise OSError(
             errno.ENOSPC, f"LatentCache: {path} needs {needed} bytes, {free} are free on its disk"
         )
-    _write_json(_sidecar(part), facts)
-    rest = torch.utils.data.Subset(dataset, range(done, count))
-    loader = DataLoader(rest, batch_size=batch_size, num_workers=workers)
-    flips = item[0] == 2
     with (
         open(part, "ab") as file,
+        open(_sums(part), "ab") as sums,
         tqdm(total=count, initial=done, desc="encode", unit="img", disable=count < 2000) as bar,
     ):
+        _lock(file, path)
         file.truncate(done * item_bytes)
-        for images in loader:
-            latents = _encode_flips(images, encode, flips, device).to(dtype).cpu().contiguous()
+        sums.truncate(done * 4)
+        _write_json(_sidecar(part), facts)
+        rest = torch.utils.data.Subset(dataset, range(done, count))
+        for images in DataLoader(rest, batch_size=batch_size, num_workers=workers):
+            latents = _encode_flips(images, encode, item[0] == 2, device).to(dtype).cpu()
             if not latents.isfinite().all():
                 raise fail(
                     "LatentCache",
@@ -249,7 +275,9 @@ def _encode_all(
                     f"finite in {dtype}",
                     f"inf or NaN among images {done}..{done + len(images) - 1}",
                 )
-            file.write(latents.flatten().view(torch.uint8).numpy().data)
+            for one in latents.contiguous().flatten(1).view(torch.uint8).numpy():
+                file.write(one.data)
+                sums.write(zlib.crc32(one.data).to_bytes(4, "little"))
             done += len(images)
             bar.update(len(images))
         file.flush()
@@ -257,15 +285,31 @@ def _encode_all(
     return part
 
 
-def _resumable(part: Path, facts: dict[str, Any]) -> int:
-    """Bytes of an earlier attempt that can be kept; anything else is deleted."""
+def _lock(file: BinaryIO, path: Path) -> None:
+    """Keeps other processes from writing the same file, until it is closed or this one ends."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise OSError(f"LatentCache: {path} is being written by another process") from None
+
+
+def _resumable(part: Path, facts: dict[str, Any], item_bytes: int) -> int:
+    """How many images of an earlier attempt with these facts are there, undamaged."""
+    done = 0
     try:
         if json.loads(_sidecar(part).read_text()) == facts:
-            return part.stat().st_size
+            with open(part, "rb") as file, open(_sums(part), "rb") as sums:
+                while (sum_ := sums.read(4)) and (one := file.read(item_bytes)):
+                    if len(one) < item_bytes or zlib.crc32(one).to_bytes(4, "little") != sum_:
+                        break
+                    done += 1
     except (OSError, ValueError):
         pass
-    part.unlink(missing_ok=True)
-    return 0
+    return done
 
 
 def _abs_max(path: Path, dtype: torch.dtype, item: int) -> float:

@@ -1,18 +1,38 @@
-"""LMDB databases of images, as LSUN and CelebA-HQ are shipped."""
+"""LMDB databases of images, as LSUN and CelebA-HQ are shipped.
 
-import io
+The file is read here, every offset checked: the lmdb library maps it, and a file that is cut short
+or damaged would end the process. Format: data version 1 of LMDB 0.9 on 64-bit little-endian
+machines; a B+ tree of pages, values of some size in runs of pages of their own.
+"""
+
 import math
+import os
+import struct
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from lddgan_kernels._checks import fail
-from lddgan_kernels.data.prepare import check_size, open_checked
+from lddgan_kernels.data.kinds import check_bytes, is_encoded, readable
+from lddgan_kernels.data.prepare import Stored
+from lddgan_kernels.data.source import Skipped
 
-# How encoded files begin: JPEG, PNG, WebP (RIFF).
-MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF")
+PAGE_HEADER = 16
+BRANCH, LEAF, OVERFLOW = 1, 2, 4
+BIG_VALUE, SUB_DATABASE, DUPLICATES = 1, 2, 4
+MAGIC, VERSION = 0xBEEFC0DE, 1
+NO_PAGE = 2**64 - 1
+
+
+class Value(NamedTuple):
+    """A key, and where its value lies in the file."""
+
+    key: bytes
+    offset: int
+    size: int
 
 
 def find_lmdb(path: Path) -> Path | None:
@@ -22,9 +42,9 @@ def find_lmdb(path: Path) -> Path | None:
     a `train.lmdb` in it (CelebA-HQ), or a single `.mdb` or `.lmdb` file.
     """
     if path.is_file():
-        return path if path.suffix in (".mdb", ".lmdb") else None
+        return path if path.suffix.lower() in (".mdb", ".lmdb") else None
     for candidate in (path, path / "train.lmdb"):
-        if (candidate / "data.mdb").exists():
+        if (candidate / "data.mdb").is_file():
             return candidate
     inside = sorted(p.parent.name for p in path.glob("*_lmdb/data.mdb"))
     if inside:
@@ -38,45 +58,125 @@ class LmdbSource:
     """Every value of a database, in the order of its keys.
 
     A value is an encoded image (LSUN: webp) or the raw RGB bytes of a square one (CelebA-HQ as
-    prepared for NVAE and DDGAN).
+    prepared for NVAE and DDGAN): a database is of raw ones where most of its values have one size
+    that fits, and do not begin as an encoded image does.
     """
 
     def __init__(self, path: Path) -> None:
-        self.name = path.name if path.name != "train.lmdb" else path.resolve().parent.name
+        named = path if path.name != "train.lmdb" else path.resolve().parent
+        self.name = readable(named.name)
         self.labels = None
-        self._path = path
-        with _open(path) as environment, environment.begin() as transaction:
-            self._keys = list(transaction.cursor().iternext(keys=True, values=False))
+        self.passed_over: Skipped = []
+        self._path = path / "data.mdb" if path.is_dir() else path
+        try:
+            with open(self._path, "rb") as file:
+                self._values = list(_Tree(file).values())
+        except (ValueError, struct.error) as error:
+            raise fail("open_images", "path", "a readable LMDB", f"{self._path}: {error}") from None
+        self._raw_side = self._find_raw_side()
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._values)
 
     def item_name(self, index: int) -> str:
-        return self._keys[index].decode(errors="replace")
+        return self._values[index].key.decode(errors="backslashreplace")
 
-    def read(self, index: int, resolution: int) -> Image.Image:
-        # Opened for each read: an open environment may not cross a fork into workers, and opening
-        # takes a tenth of a millisecond.
-        with _open(self._path) as environment, environment.begin() as transaction:
-            value = transaction.get(self._keys[index])
-        side = math.isqrt(len(value) // 3)
-        if value.startswith(MAGIC) or 3 * side * side != len(value):
-            return open_checked(io.BytesIO(value), resolution)
-        check_size((side, side), resolution)
-        return Image.fromarray(np.frombuffer(value, dtype=np.uint8).reshape(side, side, 3))
+    def read(self, index: int) -> Stored:
+        value = self._values[index]
+        check_bytes(value.size)
+        with open(self._path, "rb") as file:
+            file.seek(value.offset)
+            content = file.read(value.size)
+        side = self._raw_side
+        if side is not None and value.size == 3 * side * side:
+            return np.frombuffer(content, dtype=np.uint8).reshape(side, side, 3)
+        return content
+
+    def _find_raw_side(self) -> int | None:
+        """The side of the raw images; None where the values are encoded ones."""
+        sizes = Counter(value.size for value in self._values)
+        for size, count in sizes.most_common(1):
+            side = math.isqrt(size // 3)
+            if side > 0 and 3 * side * side == size and 2 * count > len(self._values):
+                first = next(value for value in self._values if value.size == size)
+                with open(self._path, "rb") as file:
+                    file.seek(first.offset)
+                    return None if is_encoded(file.read(16)) else side
+        return None
 
 
-def _open(path: Path) -> Any:
-    try:
-        import lmdb
-    except ImportError as error:
-        raise ImportError(
-            f"open_images: {path} is an LMDB and the package lmdb is not installed: "
-            "run pip install 'lddgan_kernels[lmdb]'"
-        ) from error
-    try:
-        return lmdb.open(
-            str(path), subdir=path.is_dir(), readonly=True, lock=False, readahead=False
-        )
-    except lmdb.Error as error:
-        raise fail("open_images", "path", "a readable LMDB", f"{path}: {error}") from None
+class _Tree:
+    """The main database of an LMDB file."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.file_size = os.fstat(file.fileno()).st_size
+        self.page_size, first = self._meta(0)
+        _, second = self._meta(self.page_size)
+        # Of the two descriptions the later transaction's holds.
+        self.root = max(first, second)[1]
+
+    def _meta(self, offset: int) -> tuple[int, tuple[int, int]]:
+        """(page size, (transaction, root)) of the description at `offset`."""
+        content = self._bytes(offset + PAGE_HEADER, 136)
+        magic, version = struct.unpack_from("<II", content)
+        if (magic, version) != (MAGIC, VERSION):
+            raise ValueError(f"no LMDB of version {VERSION}")
+        (page_size,) = struct.unpack_from("<I", content, 24)
+        root, _, transaction = struct.unpack_from("<QQQ", content, 112)
+        if page_size not in (1 << n for n in range(9, 17)):
+            raise ValueError(f"pages of {page_size} bytes")
+        return page_size, (transaction, root)
+
+    def values(self) -> Iterator[Value]:
+        """Every key in order with the place of its value."""
+        pages = [] if self.root == NO_PAGE else [self.root]
+        met = set()
+        while pages:
+            page = pages.pop()
+            if page in met:
+                raise ValueError(f"page {page} is reached twice")
+            met.add(page)
+            content = self._bytes(page * self.page_size, self.page_size)
+            number, _, flags, lower = struct.unpack_from("<QHHH", content)
+            if number != page or lower < PAGE_HEADER or lower > self.page_size:
+                raise ValueError(f"page {page} is damaged")
+            nodes = struct.unpack_from(f"<{(lower - PAGE_HEADER) // 2}H", content, PAGE_HEADER)
+            if flags & BRANCH:
+                pages += [self._child(content, node) for node in reversed(nodes)]
+            elif flags & LEAF:
+                for node in nodes:
+                    yield self._value(page, content, node)
+            else:
+                raise ValueError(f"page {page} is of kind {flags}")
+
+    def _child(self, content: bytes, node: int) -> int:
+        low, high, top = struct.unpack_from("<HHH", content, node)
+        return low | high << 16 | top << 32
+
+    def _value(self, page: int, content: bytes, node: int) -> Value:
+        low, high, flags, key_size = struct.unpack_from("<HHHH", content, node)
+        if flags & (SUB_DATABASE | DUPLICATES):
+            raise ValueError("it holds databases inside a database, which are not read")
+        size, start = low | high << 16, node + 8
+        key = content[start : start + key_size]
+        if not flags & BIG_VALUE:
+            if start + key_size + size > self.page_size:
+                raise ValueError(f"page {page} is damaged")
+            return Value(key, page * self.page_size + start + key_size, size)
+        (number,) = struct.unpack_from("<Q", content, start + key_size)
+        header = self._bytes(number * self.page_size, PAGE_HEADER)
+        found, _, kind, pages = struct.unpack("<QHHI", header)
+        room = pages * self.page_size - PAGE_HEADER
+        if found != number or not kind & OVERFLOW or size > room:
+            raise ValueError(f"page {number} is damaged")
+        offset = number * self.page_size + PAGE_HEADER
+        if offset + size > self.file_size:
+            raise ValueError(f"page {number} is cut short")
+        return Value(key, offset, size)
+
+    def _bytes(self, offset: int, size: int) -> bytes:
+        if offset + size > self.file_size:
+            raise ValueError(f"it is cut short: {self.file_size} bytes, {offset + size} needed")
+        self.file.seek(offset)
+        return self.file.read(size)

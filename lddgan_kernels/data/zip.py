@@ -1,40 +1,49 @@
 """A zip of images."""
 
-import io
 import os
 import zipfile
 from pathlib import Path
 
-from PIL import Image
-
 from lddgan_kernels._checks import fail
-from lddgan_kernels.data.folder import is_image_name
-from lddgan_kernels.data.prepare import open_checked
+from lddgan_kernels.data.kinds import check_bytes, is_picture, readable
+from lddgan_kernels.data.source import Skipped
 
 
 class ZipSource:
     """Images inside the zip file `path`, in the order of their names."""
 
     def __init__(self, path: Path) -> None:
-        self.name = path.stem
+        self.name = readable(path.stem)
         self.labels = None
+        self.passed_over: Skipped = []
         self._path = path
         self._handle: tuple[int, zipfile.ZipFile] | None = None
         try:
-            names = self._zip().namelist()
-        except (zipfile.BadZipFile, EOFError) as error:
+            members = [info for info in self._zip().infolist() if not info.is_dir()]
+        except Exception as error:  # a damaged directory may raise anything
             raise fail("open_images", "path", "a readable zip", f"{path}: {error}") from None
-        self._names = sorted(name for name in names if is_image_name(name))
+        pictures = [info for info in members if self._is_picture(info)]
+        self._members = sorted(pictures, key=lambda info: info.filename)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._members)
 
     def item_name(self, index: int) -> str:
-        return self._names[index]
+        return readable(self._members[index].filename)
 
-    def read(self, index: int, resolution: int) -> Image.Image:
-        data = self._zip().read(self._names[index])
-        return open_checked(io.BytesIO(data), resolution)
+    def read(self, index: int) -> bytes:
+        check_bytes(self._members[index].file_size)
+        return self._zip().read(self._members[index])
+
+    def _is_picture(self, info: zipfile.ZipInfo) -> bool:
+        def head() -> bytes:
+            try:
+                with self._zip().open(info) as file:
+                    return file.read(16)
+            except Exception:  # encrypted, damaged or of an unknown compression
+                return b""
+
+        return is_picture(info.filename, head)
 
     def _zip(self) -> zipfile.ZipFile:
         # One handle a process: a forked worker would share the parent's file position.

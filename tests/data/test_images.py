@@ -207,7 +207,7 @@ def test_missing_and_empty(tmp_path):
     with pytest.raises(ValueError, match="open_images: path must be .* got none in"):
         open_images(tmp_path, 32)
     (tmp_path / "a.txt").write_text("x")
-    with pytest.raises(ValueError, match="a folder, .zip, .npz, LMDB .*a.txt"):
+    with pytest.raises(ValueError, match="a folder, .zip, .npz, LMDB, .* got the file .*a.txt"):
         open_images(tmp_path / "a.txt", 32)
     for wrong in ({"limit": 0}, {"channels": 2}):
         with pytest.raises(ValueError, match=f"open_images: {next(iter(wrong))} must be"):

@@ -1,15 +1,28 @@
 """The latent cache: contents, resuming, mismatches, a full disk."""
 
 import errno
+import io
 import json
+import os
 import shutil
+import zipfile
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
-from lddgan_kernels.data import LatentCache, load_digits, open_images, weights_fingerprint
+from lddgan_kernels.data import (
+    LatentCache,
+    cache_pixels,
+    load_digits,
+    open_images,
+    weights_fingerprint,
+)
+from tests.data.test_archives import write_lmdb
+from tests.data.test_formats import write_tar
 
 
 def encode(x):
@@ -112,8 +125,12 @@ def test_mismatches(tmp_path, digits):
     fewer = open_images(None, 8, channels=1, limit=20)
     with pytest.raises(ValueError, match="'length': 20.*'length': 21"):
         LatentCache.open(tmp_path / "l", "abc", dataset=fewer)
-    assert len(LatentCache.create(tmp_path / "l", fewer, encode, "abc", flip=True)) == 20
-    twice = LatentCache.create(tmp_path / "l", digits, lambda x: 2 * encode(x), "xyz", flip=True)
+    with pytest.warns(UserWarning, match="it is made anew"):
+        assert len(LatentCache.create(tmp_path / "l", fewer, encode, "abc", flip=True)) == 20
+    with pytest.warns(UserWarning, match="it is made anew"):
+        twice = LatentCache.create(
+            tmp_path / "l", digits, lambda x: 2 * encode(x), "xyz", flip=True
+        )
     assert torch.equal(twice.latents, (2 * expected_latents()).half())
     with open(tmp_path / "l", "ab") as file:
         file.write(b"x")
@@ -149,3 +166,107 @@ def test_fingerprint_sees_weights_but_not_the_scale():
         module.weight[0, 0] += 1e-3
     assert weights_fingerprint(module) != before
     json.dumps(before)
+
+
+def test_a_flipped_bit_is_seen(tmp_path, digits):
+    LatentCache.create(tmp_path / "l", digits, encode, "abc", flip=True)
+    for name, position in (("l", 700), ("l.json", 20), ("l", 0), ("l.json", -40)):
+        whole = (tmp_path / name).read_bytes()
+        content = bytearray(whole)
+        content[position] ^= 4
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises((ValueError, FileNotFoundError)):
+            LatentCache.open(tmp_path / "l", "abc")
+        with pytest.warns(UserWarning, match="it is made anew"):
+            cache = LatentCache.create(tmp_path / "l", digits, encode, "abc", flip=True)
+        assert torch.equal(cache.latents, expected_latents().half())
+        assert (tmp_path / name).read_bytes() == whole
+
+
+def test_a_damaged_attempt_goes_on_from_what_is_whole(tmp_path, digits):
+    calls = []
+
+    def dies(x):
+        calls.append(len(x))
+        if len(calls) == 9:
+            raise KeyboardInterrupt
+        return encode(x)
+
+    with pytest.raises(KeyboardInterrupt):
+        LatentCache.create(tmp_path / "l", digits, dies, "abc", flip=True, batch_size=4)
+    content = bytearray((tmp_path / "l.part").read_bytes())
+    assert len(content) == 12 * 64
+    content[7 * 64 + 5] ^= 1
+    (tmp_path / "l.part").write_bytes(content)
+    calls = [0] * 100
+    cache = LatentCache.create(tmp_path / "l", digits, dies, "abc", flip=True, batch_size=4)
+    assert sum(calls[102:]) == 2 * (21 - 7)
+    assert torch.equal(cache.latents, expected_latents().half())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["l", "l.json"]
+
+
+def test_two_at_once_do_not_mix(tmp_path, digits):
+    def second(x):
+        if len(x) > 1:
+            with pytest.raises(OSError, match="l is being written by another process"):
+                LatentCache.create(tmp_path / "l", digits, encode, "abc", flip=True)
+        return encode(x)
+
+    cache = LatentCache.create(tmp_path / "l", digits, second, "abc", flip=True)
+    assert torch.equal(cache.latents, expected_latents().half())
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar", "npz", "npy", "lmdb", "parquet"])
+def test_other_pictures_are_other_latents(tmp_path, kind):
+    """Same names, number and size; written in the same place, or edited there."""
+    rng = np.random.default_rng(0)
+
+    def write(pixels, folder):
+        folder.mkdir(exist_ok=True)
+        path = folder / f"set.{kind}"
+        files = {f"{i}.bmp": bmp(p) for i, p in enumerate(pixels)}
+        if kind == "folder":
+            path.mkdir(exist_ok=True)
+            for name, content in files.items():
+                (path / name).write_bytes(content)
+                os.utime(path / name, (1, 1))
+        elif kind == "zip":
+            with zipfile.ZipFile(path, "w") as archive:
+                for name, content in files.items():
+                    archive.writestr(zipfile.ZipInfo(name), content)
+        elif kind == "tar":
+            write_tar(path, files)
+        elif kind == "npz":
+            np.savez(path, x=pixels)
+        elif kind == "npy":
+            np.save(path, pixels)
+        elif kind == "lmdb":
+            shutil.rmtree(path, ignore_errors=True)
+            write_lmdb(path, files)
+        else:
+            pa = pytest.importorskip("pyarrow")
+            pq = pytest.importorskip("pyarrow.parquet")
+            pq.write_table(pa.table({"image": list(files.values())}), path)
+        return open_images(path, 8)
+
+    pixels = rng.integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+    before = write(pixels, tmp_path)
+    copy = write(pixels, tmp_path / "moved")
+    assert copy.identity == before.identity
+    first = LatentCache.create(tmp_path / "l", before, encode, "abc", flip=False)
+    again = LatentCache.create(tmp_path / "l", copy, None, "abc", flip=False)
+    assert torch.equal(first.latents, again.latents)
+    pixels[3, 2, 1, 0] ^= 1
+    edited = write(pixels, tmp_path)
+    assert edited.identity != before.identity
+    with pytest.warns(UserWarning, match="encode the data set again; it is made anew"):
+        cache = LatentCache.create(tmp_path / "l", edited, encode, "abc", flip=False)
+    assert not torch.equal(cache.latents, first.latents)
+    assert cache_pixels(edited).identity == edited.identity
+    assert open_images(None, 8).identity != open_images(None, 8, limit=20).identity
+
+
+def bmp(pixels):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "BMP")
+    return buffer.getvalue()
