@@ -20,7 +20,7 @@ from benchmarks._plain_models import BEST, PUBLISHED, Form, plain
 from benchmarks.sampling import PRESETS
 from lddgan_kernels.trainer import config_file, networks
 from lddgan_kernels.trainer.config import Config
-from lddgan_kernels.trainer.stage3 import GanStage
+from lddgan_kernels.trainer.gan_stage import GanStage
 
 TARGETS = {"float32": {"published float32": 1.2}, "bfloat16": {"published float32": 2.0}}
 GPU_TARGETS = {"bfloat16": {"published": 2.0, "compile": 1.3}}

@@ -1,4 +1,4 @@
-"""`python -m lddgan_kernels.encode`: stage 2 alone, the latents of a data set.
+"""`python -m lddgan_kernels.encode`: the latents of a data set.
 
     python -m lddgan_kernels.encode --run runs/cifar10 --data photos.zip --out latents.bin
 
@@ -15,7 +15,7 @@ import torch
 import tyro
 
 from lddgan_kernels.trainer import command
-from lddgan_kernels.trainer.load import encode_images
+from lddgan_kernels.trainer.latents import encode_images
 
 
 @dataclass(frozen=True)

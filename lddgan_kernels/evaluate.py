@@ -34,7 +34,7 @@ from lddgan_kernels.metrics import (
     precision_recall,
 )
 from lddgan_kernels.trainer.folder import RunFolder
-from lddgan_kernels.trainer.load import load_sampler
+from lddgan_kernels.trainer.network_files import load_system
 
 Features = Tensor | tuple[Tensor, Tensor]
 Skipped = list[tuple[str, str]]
@@ -75,10 +75,10 @@ def evaluate(options: Options) -> dict[str, Any]:
     """The figures of `options`, as they are written to its `out`."""
     if (options.run is None) == (options.fake is None):
         raise ValueError("evaluate: one of --fake and --run must be given")
-    sampler = None
+    system = None
     if options.run is not None:
-        sampler = load_sampler(RunFolder(options.run).generator, options.device)
-        run = sampler.config
+        system = load_system(RunFolder(options.run).generator, options.device)
+        run = system.config
         options = replace(
             options,
             real=run.data if options.real is None else options.real,
@@ -96,11 +96,11 @@ def evaluate(options: Options) -> dict[str, Any]:
         return found
 
     real = note("real", options.real or "digits", *_features(options.real, network, options))
-    if sampler is None:
+    if system is None:
         fake = note("fake", options.fake, *_features(options.fake, network, options))
     else:
         count = len(real) if isinstance(real, Tensor) else options.limit or SAMPLES
-        batches = (sampler(seeds) for seeds in torch.arange(count).split(options.batch_size))
+        batches = (system(seeds) for seeds in torch.arange(count).split(options.batch_size))
         drawn = extract_features(network, batches, device=options.device, total=count)
         fake = note("fake", options.run, drawn, [])
     figures["frechet_distance"] = frechet_distance(real, fake)

@@ -21,9 +21,10 @@ import tyro
 
 from lddgan_kernels.trainer import command
 from lddgan_kernels.trainer.folder import RunFolder
-from lddgan_kernels.trainer.load import load_sampler
-from lddgan_kernels.trainer.pictures import Sampler, grid, save_png
-from lddgan_kernels.trainer.published import published_sampler, read_options
+from lddgan_kernels.trainer.network_files import load_system
+from lddgan_kernels.trainer.pictures import grid, save_png
+from lddgan_kernels.trainer.published import published_system, read_options
+from lddgan_kernels.trainer.system import System
 
 
 @dataclass(frozen=True)
@@ -70,15 +71,15 @@ def parse_seeds(text: str) -> list[int]:
     return found
 
 
-def make_sampler(options: Options) -> Sampler:
-    """The sampler that the options name."""
+def load(options: Options) -> System:
+    """The system that the options name."""
     sources = (options.run, options.checkpoint, options.published)
     if sum(source is not None for source in sources) != 1:
         raise ValueError("sample: one of --run, --checkpoint and --published must be given")
     if options.run is not None:
-        return load_sampler(RunFolder(options.run).generator, options.device)
+        return load_system(RunFolder(options.run).generator, options.device)
     if options.checkpoint is not None:
-        return load_sampler(options.checkpoint, options.device)
+        return load_system(options.checkpoint, options.device)
     assert options.published is not None
     if options.options is None:
         raise ValueError("sample: --options must be given with --published")
@@ -87,7 +88,7 @@ def make_sampler(options: Options) -> Sampler:
         if options.autoencoder_options is None:
             raise ValueError("sample: --autoencoder-options must be given with --autoencoder")
         autoencoder = options.autoencoder, read_options(options.autoencoder_options)
-    return published_sampler(
+    return published_system(
         options.published,
         options.network,
         read_options(options.options),
@@ -101,9 +102,9 @@ def draw(options: Options) -> None:
     if options.batch_size < 1:
         raise ValueError(f"sample: batch_size must be positive, got {options.batch_size}")
     seeds = parse_seeds(options.seeds)
-    sampler = make_sampler(options)
+    system = load(options)
     began = time.perf_counter()
-    images = sampler(torch.tensor(seeds), options.batch_size)
+    images = system(torch.tensor(seeds), options.batch_size)
     speed = len(seeds) / (time.perf_counter() - began)
     if options.images:
         for seed, image in zip(seeds, images, strict=True):

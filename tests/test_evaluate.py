@@ -18,9 +18,9 @@ from lddgan_kernels.metrics import (
     precision_recall,
 )
 from lddgan_kernels.metrics.efficientnet import EfficientNetLite0
-from lddgan_kernels.trainer import checkpoint, config_file, networks
+from lddgan_kernels.trainer import config_file, files, networks
 from lddgan_kernels.trainer.folder import RunFolder
-from lddgan_kernels.trainer.load import load_sampler
+from lddgan_kernels.trainer.network_files import load_system
 
 
 @pytest.fixture
@@ -110,11 +110,11 @@ def test_a_run_is_compared_with_its_images(sets):
     )
     run = RunFolder(folder / "run")
     module = networks.build_generator(config)
-    checkpoint.save_weights(run.generator, module, {"config": config_file.dump(config)})
+    files.save_weights(run.generator, module, {"config": config_file.dump(config)})
     out = folder / "run.json"
     flags = ["--run", folder / "run", "--features", folder / "w.pth", "--out", out]
     assert main([str(flag) for flag in [*flags, "--batch-size", 5, "--device", "cpu"]]) == 0
-    images = load_sampler(run.generator, "cpu")(torch.arange(12))
+    images = load_system(run.generator, "cpu")(torch.arange(12))
     fake = extract_features(load_features(folder / "w.pth"), [images])
     figures = json.loads(out.read_text())
     assert (figures["real"]["count"], figures["fake"]["count"]) == (12, 12)

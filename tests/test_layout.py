@@ -55,9 +55,8 @@ def modules():
 
 
 def layer(path):
-    """The level's name of a module: its package, or its own name; _interop_* belong to interop."""
-    name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    return "interop" if name.startswith("_interop_") else name
+    """The level's name of a module: its package, or its own name."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 def imports(path):
@@ -116,7 +115,7 @@ def test_import_arrows(path):
                 assert name[0] in ("torch", "triton", "math", "collections", "functools")
             continue
         dotted = ".".join(name)
-        target = "interop" if name[1].startswith("_interop_") else name[1]
+        target = name[1]
         assert target in LEVEL_OF, f"{dotted}: of no level"
         if target != here:
             assert LEVEL_OF[target] < LEVEL_OF[here], f"{here} must not import {dotted}"

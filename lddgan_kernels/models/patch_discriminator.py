@@ -1,4 +1,4 @@
-"""The patch discriminator of stage 1 (Isola et al. 2017, "Image-to-image translation with
+"""The patch discriminator of autoencoders (Isola et al. 2017, "Image-to-image translation with
 conditional adversarial networks"), as VQGAN uses it."""
 
 from torch import Tensor, nn

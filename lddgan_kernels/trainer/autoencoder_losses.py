@@ -1,14 +1,16 @@
-"""The losses of stage 1 (Esser et al. 2021, "Taming transformers", equations 4 to 7)."""
+"""The losses of the autoencoder (Esser et al. 2021, "Taming transformers", equations 4 to 7)."""
 
 from dataclasses import dataclass
+from urllib.error import URLError
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lddgan_kernels.models.autoencoder import AutoencoderOutput
-from lddgan_kernels.models.lpips import LPIPS
+from lddgan_kernels.models.lpips import LPIPS, MIN_SIZE
 from lddgan_kernels.models.patch_discriminator import PatchDiscriminator
+from lddgan_kernels.trainer.config import Config
 
 Metrics = dict[str, Tensor]
 
@@ -86,3 +88,24 @@ def adaptive_weight(likelihood: Tensor, adversarial: Tensor, last_layer: Tensor)
         for loss in (likelihood, adversarial)
     ]
     return (norms[0] / (norms[1] + 1e-4)).clamp(max=1e4)
+
+
+def load_lpips(config: Config) -> tuple[LPIPS | None, str | None]:
+    """The perceptual distance that the configuration asks for; else None and a note why."""
+    training, resolution = config.autoencoder_training, config.images.resolution
+    reason = f"images of {resolution} px are under {MIN_SIZE} px"
+    if resolution >= MIN_SIZE:
+        reason = "no lpips_backbone is given"
+        if training.lpips_backbone in ("vgg16", "alexnet"):
+            try:
+                return LPIPS.download(training.lpips_backbone), None
+            except (URLError, OSError, RuntimeError) as error:
+                reason = f"{training.lpips_backbone} could not be fetched ({error})"
+        elif training.lpips_backbone is not None:
+            if training.lpips_linear is None:
+                raise ValueError(
+                    "config: autoencoder_training.lpips_linear must be given beside a "
+                    "lpips_backbone file, got None"
+                )
+            return LPIPS.from_files(training.lpips_backbone, training.lpips_linear), None
+    return None, f"The autoencoder's L1 loss stands alone, without LPIPS: {reason}."

@@ -1,79 +1,67 @@
-"""Files that are whole or absent: training states and final weights."""
+"""How far a run has come: the state of the stage in work, and the length of the log."""
 
-import errno
-import json
-import os
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+
+from lddgan_kernels.trainer import distributed, files
+from lddgan_kernels.trainer.stage import Stage
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Lets `write` fill a file that takes the name `path` once it is whole and on the disk.
+class Checkpoint:
+    """The file that a run goes on from.
 
-    Raises:
-        OSError: it could not be written, such as on a full disk; what `path` held before stays.
+    Args:
+        path: of the file.
+        device: where states are loaded to.
+
+    Attributes:
+        seconds: how long the run had worked when the loaded file was written.
+        log_size: bytes of the log then.
     """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        reason = "no space left on the disk" if error.errno == errno.ENOSPC else error
-        kept = "; the file there before is kept" if path.exists() else ""
-        raise OSError(f"checkpoint: {path} could not be written: {reason}{kept}") from error
 
+    def __init__(self, path: Path, device: torch.device | str = "cpu") -> None:
+        self.path = path
+        self.device = device
+        self.seconds = 0.0
+        self.log_size = 0
+        self._loaded: dict[str, Any] | None = None
+        self._saved: str | None = None
 
-def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Writes a training state: nested dicts and lists of tensors, numbers and strings."""
-    write_atomically(path, lambda file: torch.save(dict(state), file))
+    def load(self) -> None:
+        """Reads the file, if there is one, for `restore`.
 
+        Raises:
+            ValueError: it is damaged.
+        """
+        if self.path.exists():
+            self._loaded = files.load_state(self.path, self.device)
+            self.seconds, self.log_size = self._loaded["seconds"], self._loaded["log_size"]
 
-def load_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Reads a training state; nothing in the file is executed.
+    def restore(self, stage: Stage) -> int:
+        """Puts a stage where its checkpoint was; returns the steps that it has made."""
+        loaded = self._loaded
+        if loaded is None or loaded["stage"] != stage.name:
+            return 0
+        stage.restore(loaded["state"])
+        self._loaded = None
+        return loaded["step"]
 
-    Raises:
-        FileNotFoundError: there is none. ValueError: it is damaged.
-    """
-    if not path.exists():
-        raise FileNotFoundError(f"checkpoint: path must be an existing file, got {path}")
-    try:
-        return torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:
-        raise ValueError(f"checkpoint: {path} must be a whole training state: {error}") from error
+    def save(self, stage: Stage, step: int, seconds: float, log_size: int) -> None:
+        """Writes the state of a stage after so many steps; rank 0 alone writes.
 
+        Raises:
+            OSError: it could not be written; the one before stays.
+        """
+        if distributed.rank() == 0:
+            state = {"stage": stage.name, "step": step, "state": stage.state()}
+            files.save_state(self.path, state | {"seconds": seconds, "log_size": log_size})
+        self._loaded = None
+        self._saved = f"{self.path} of step {step} of stage {stage.name}"
+        distributed.wait()
 
-def save_weights(path: Path, module: nn.Module, facts: Mapping[str, Any]) -> None:
-    """Writes a module's weights as safetensors, `facts` (JSON values) in its metadata."""
-    from safetensors.torch import save
-
-    tensors = {name: value.contiguous() for name, value in module.state_dict().items()}
-    metadata = {name: json.dumps(value) for name, value in facts.items()}
-    write_atomically(path, lambda file: file.write(save(tensors, metadata)))
-
-
-def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(state dict, facts) of a safetensors file that `save_weights` wrote.
-
-    Raises:
-        FileNotFoundError: there is none. ValueError: it is damaged or another kind of file.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    if not path.exists():
-        raise FileNotFoundError(f"checkpoint: path must be an existing file, got {path}")
-    try:
-        with safe_open(path, "pt") as file:
-            facts = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(f"checkpoint: {path} must be whole safetensors: {error}") from error
-    return tensors, facts
+    def last_good(self) -> str:
+        """Where training can go on from."""
+        saved = self._saved or (str(self.path) if self.path.exists() else None)
+        return f"the last good checkpoint is {saved}" if saved else "no checkpoint was written yet"

@@ -14,8 +14,8 @@ import tyro
 
 from lddgan_kernels.trainer import config_file
 from lddgan_kernels.trainer.config import Config
-from lddgan_kernels.trainer.loop import Interrupted
 from lddgan_kernels.trainer.meter import NotFinite
+from lddgan_kernels.trainer.stop import Interrupted
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ class AutoencoderModel:
 
 @dataclass(frozen=True)
 class AutoencoderTraining:
-    """Stage 1."""
+    """Training of the autoencoder."""
 
     steps: Count = 100_000
     """Updates."""
@@ -147,7 +147,7 @@ class DiscriminatorModel:
 
 @dataclass(frozen=True)
 class GanTraining:
-    """Stage 3."""
+    """Training of the GAN."""
 
     epochs: Count = 400
     """Passes over the training set."""

@@ -1,4 +1,4 @@
-"""Samplers of published checkpoints: DDGAN, WDDGAN and LDDGAN."""
+"""Systems of published checkpoints: DDGAN, WDDGAN and LDDGAN."""
 
 import json
 import tomllib
@@ -19,7 +19,7 @@ from lddgan_kernels.trainer.config import (
     GeneratorModel,
     Images,
 )
-from lddgan_kernels.trainer.pictures import Sampler
+from lddgan_kernels.trainer.system import System
 
 
 def read_options(path: Path) -> dict[str, Any]:
@@ -38,14 +38,14 @@ def read_options(path: Path) -> dict[str, Any]:
     return found
 
 
-def published_sampler(
+def published_system(
     checkpoint: Path,
     network: str,
     options: Mapping[str, Any],
     device: torch.device | str,
     autoencoder: tuple[Path, Mapping[str, Any]] | None = None,
-) -> Sampler:
-    """The sampler of a published generator.
+) -> System:
+    """The system of a published generator.
 
     Args:
         checkpoint: see `interop.load_published`.
@@ -90,7 +90,7 @@ def published_sampler(
     if decoder is not None:
         networks.place(decoder, device, config)
     generator = networks.place(generator.requires_grad_(False), device, config)
-    return Sampler(config, generator, networks.build_codec(config, decoder))
+    return System(config, generator, networks.build_codec(config, decoder))
 
 
 def _load_autoencoder(

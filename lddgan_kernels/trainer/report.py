@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lddgan_kernels.trainer.checkpoint import write_atomically
+from lddgan_kernels.trainer.files import write_atomically
 from lddgan_kernels.trainer.folder import RunFolder
 
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf")

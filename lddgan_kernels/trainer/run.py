@@ -8,24 +8,28 @@ import torch
 
 from lddgan_kernels.data import ImageDataset, PixelCache, cache_pixels, open_images
 from lddgan_kernels.models import Autoencoder
-from lddgan_kernels.trainer import checkpoint, config_file, distributed, networks
+from lddgan_kernels.trainer import distributed, networks
+from lddgan_kernels.trainer.autoencoder_losses import load_lpips
+from lddgan_kernels.trainer.autoencoder_stage import AutoencoderStage
+from lddgan_kernels.trainer.batches import ImageBatches, LatentBatches
+from lddgan_kernels.trainer.checkpoint import Checkpoint
 from lddgan_kernels.trainer.config import Config
 from lddgan_kernels.trainer.folder import RunFolder
-from lddgan_kernels.trainer.load import load_autoencoder, load_lpips
-from lddgan_kernels.trainer.logging import RunLog
-from lddgan_kernels.trainer.loop import Interrupted, StopRequest, run_stage
-from lddgan_kernels.trainer.pictures import Sampler, grid, reconstructions, save_png
+from lddgan_kernels.trainer.gan_stage import GanStage
+from lddgan_kernels.trainer.latents import encode_dataset
+from lddgan_kernels.trainer.log import RunLog
+from lddgan_kernels.trainer.loop import run_stage
+from lddgan_kernels.trainer.network_files import (
+    load_autoencoder,
+    save_autoencoder,
+    save_generator,
+)
+from lddgan_kernels.trainer.pictures import grid, reconstructions, save_png
 from lddgan_kernels.trainer.precision import resolve
 from lddgan_kernels.trainer.report import write_report
-from lddgan_kernels.trainer.stage1 import AutoencoderStage
-from lddgan_kernels.trainer.stage2 import (
-    ImageBatches,
-    LatentBatches,
-    encode_dataset,
-    save_autoencoder,
-)
-from lddgan_kernels.trainer.stage3 import GanStage
+from lddgan_kernels.trainer.stop import Interrupted, StopRequest
 from lddgan_kernels.trainer.summary import summarize
+from lddgan_kernels.trainer.system import System
 
 PATHS_SHOWN = 4
 
@@ -36,6 +40,7 @@ class Run:
 
     config: Config
     folder: RunFolder
+    checkpoint: Checkpoint
     log: RunLog
     stop: StopRequest
     device: torch.device
@@ -78,14 +83,17 @@ def train(
             workers=config.images.workers,
         )
         config, precision = resolve(config, mine)
-        folder = RunFolder(out, mine)
+        folder = RunFolder(out)
         folder.begin(config, resume)
         distributed.wait()
-        log = RunLog(folder, config.log.tensorboard)
+        checkpoint = Checkpoint(folder.state, mine)
+        if resume:
+            checkpoint.load()
+        log = RunLog(folder, checkpoint.seconds, checkpoint.log_size, config.log.tensorboard)
         log.say(precision)
         log.write("note", text=precision)
         try:
-            return _train(Run(config, folder, log, stop, mine, dataset))
+            return _train(Run(config, folder, checkpoint, log, stop, mine, dataset))
         finally:
             log.close()
 
@@ -128,25 +136,25 @@ def _train(run: Run) -> dict[str, Any] | None:
         codec = networks.build_codec(config, None)
         batches = ImageBatches(run.dataset, config, config.gan.batch_size, codec, run.device)
         stage = GanStage(config, batches, run.device)
-    sampler = Sampler(config, stage.ema.module, codec)
+    system = System(config, stage.ema.module, codec)
     seeds = torch.arange(config.log.grid)
 
     def picture(step: int) -> None:
         if distributed.rank() == 0:
-            save_png(run.folder.samples / f"step-{step:07d}.png", grid(sampler(seeds)))
-            path = sampler.path(seeds[:PATHS_SHOWN])
+            save_png(run.folder.samples / f"step-{step:07d}.png", grid(system(seeds)))
+            path = system.path(seeds[:PATHS_SHOWN])
             save_png(
                 run.folder.samples / "path.png",
                 grid(path.transpose(0, 1).flatten(0, 1), columns=len(path)),
             )
-            save_generator(run, stage)
+            save_generator(config, run.folder, stage.ema.module)
             write_report(run.folder)
 
-    run_stage(stage, run.folder, log, run.stop, picture)
+    run_stage(stage, run.checkpoint, log, run.stop, picture)
     if distributed.rank() > 0:
         distributed.wait()
         return None
-    summary = summarize(config, sampler, run.dataset)
+    summary = summarize(config, system, run.dataset)
     log.write("summary", **summary)
     write_report(run.folder)
     distributed.wait()
@@ -154,7 +162,7 @@ def _train(run: Run) -> dict[str, Any] | None:
 
 
 def train_autoencoder(run: Run) -> Autoencoder:
-    """Stage 1, or its result where the run folder holds it."""
+    """The trained autoencoder, or that of before where the run folder holds it."""
     config, folder = run.config, run.folder
     if folder.autoencoder.exists():
         return load_autoencoder(folder.autoencoder)[0].to(run.device)
@@ -175,12 +183,6 @@ def train_autoencoder(run: Run) -> Autoencoder:
             save_png(folder.samples / "reconstruction.png", picture)
             write_report(folder)
 
-    run_stage(stage, folder, run.log, run.stop, draw)
+    run_stage(stage, run.checkpoint, run.log, run.stop, draw)
     save_autoencoder(config, folder, stage.model)
     return stage.model
-
-
-def save_generator(run: Run, stage: GanStage) -> None:
-    """Writes the averaged generator with the run's configuration."""
-    facts = {"config": config_file.dump(run.config)}
-    checkpoint.save_weights(run.folder.generator, stage.ema.module, facts)

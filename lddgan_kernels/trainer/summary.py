@@ -11,26 +11,24 @@ from lddgan_kernels.metrics import score_digits
 from lddgan_kernels.trainer import distributed
 from lddgan_kernels.trainer.codec import AutoencoderCodec
 from lddgan_kernels.trainer.config import Config
-from lddgan_kernels.trainer.pictures import Sampler
+from lddgan_kernels.trainer.system import System
 
 
-def summarize(
-    config: Config, sampler: Sampler, dataset: ImageDataset | PixelCache
-) -> dict[str, Any]:
+def summarize(config: Config, system: System, dataset: ImageDataset | PixelCache) -> dict[str, Any]:
     """Samples, their scores and their speed."""
     scores: dict[str, Any] = {}
     scored = config.log.scored if dataset.name == "digits" else 0
     began = time.perf_counter()
     seeds = torch.arange(scored or config.log.grid)
-    samples = sampler(seeds, batch_size=min(len(seeds), config.gan.batch_size))
+    samples = system(seeds, batch_size=min(len(seeds), config.gan.batch_size))
     speed = len(seeds) / (time.perf_counter() - began)
-    if isinstance(sampler.codec, AutoencoderCodec):
+    if isinstance(system.codec, AutoencoderCodec):
         some = torch.stack([dataset[i] for i in range(min(256, len(dataset)))])
         images = some.float() / 127.5 - 1
         with torch.no_grad():
             decoded = torch.cat(
                 [
-                    sampler.codec.decode(sampler.codec.encode(x.to(sampler.device))).float().cpu()
+                    system.codec.decode(system.codec.encode(x.to(system.device))).float().cpu()
                     for x in images.split(16)
                 ]
             )
@@ -43,7 +41,7 @@ def summarize(
     return {
         "scores": scores,
         "samples_per_second": round(speed, 1),
-        "parameters": sum(p.numel() for p in sampler.generator.parameters()),
+        "parameters": sum(p.numel() for p in system.generator.parameters()),
         "skipped": len(skipped),
         "skipped_images": skipped[:20],
         "processes": distributed.world_size(),

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from lddgan_kernels import use_backend
-from lddgan_kernels._interop_autoencoder import autoencoder_options, load_autoencoder
+from lddgan_kernels.interop.autoencoder import autoencoder_options, load_autoencoder
 from lddgan_kernels.models.autoencoder import Autoencoder, AutoencoderConfig
 from lddgan_kernels.models.autoencoder_layers import num_groups
 from lddgan_kernels.testing import assert_error_rule, relative_error

@@ -8,7 +8,7 @@ import torch
 from lddgan_kernels.models import ViTGenerator, WaveletGenerator
 from lddgan_kernels.models.summary import summarize
 from lddgan_kernels.trainer import config_file, networks
-from lddgan_kernels.trainer.stage3 import GanStage
+from lddgan_kernels.trainer.gan_stage import GanStage
 
 SYSTEMS = ("cifar10", "ddgan-cifar10", "wddgan-cifar10", "wddgan-stl10", "cifar10-vit-tiny")
 

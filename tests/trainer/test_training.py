@@ -3,13 +3,13 @@ import json
 import pytest
 import torch
 
-from lddgan_kernels.trainer import checkpoint, loop, stage3
+from lddgan_kernels.trainer import files, gan_stage, loop
 from lddgan_kernels.trainer.folder import RunFolder
-from lddgan_kernels.trainer.load import load_sampler
-from lddgan_kernels.trainer.logging import RunLog
-from lddgan_kernels.trainer.loop import Interrupted
+from lddgan_kernels.trainer.log import RunLog
 from lddgan_kernels.trainer.meter import Meter, NotFinite
+from lddgan_kernels.trainer.network_files import load_system
 from lddgan_kernels.trainer.run import train
+from lddgan_kernels.trainer.stop import Interrupted
 from tests.trainer.tiny import tiny
 
 
@@ -28,7 +28,7 @@ def losses(folder):
 
 def weights(folder):
     return {
-        name: checkpoint.load_weights(folder / "checkpoints" / f"{name}.safetensors")[0]
+        name: files.load_weights(folder / "checkpoints" / f"{name}.safetensors")[0]
         for name in ("autoencoder", "generator")
     }
 
@@ -99,7 +99,7 @@ def test_a_killed_run_goes_on_bit_for_bit(finished, tmp_path, monkeypatch, stage
     with pytest.raises(KeyboardInterrupt):
         train(tiny(), folder)
     monkeypatch.undo()
-    assert checkpoint.load_state(folder / "checkpoints" / "last.pt")["step"] == 3
+    assert files.load_state(folder / "checkpoints" / "last.pt")["step"] == 3
     train(tiny(), folder, resume=True)
     assert same(weights(folder), weights(finished))
     wanted = [line for line in losses(finished) if line["kind"] == "step"]
@@ -107,7 +107,7 @@ def test_a_killed_run_goes_on_bit_for_bit(finished, tmp_path, monkeypatch, stage
 
 
 def test_a_stop_leaves_a_checkpoint_that_resumes(finished, tmp_path, monkeypatch):
-    step = stage3.GanStage.step
+    step = gan_stage.GanStage.step
 
     def ask(self, index, batch):
         if index == 3:
@@ -117,11 +117,11 @@ def test_a_stop_leaves_a_checkpoint_that_resumes(finished, tmp_path, monkeypatch
             os.kill(os.getpid(), signal.SIGTERM)
         return step(self, index, batch)
 
-    monkeypatch.setattr(stage3.GanStage, "step", ask)
+    monkeypatch.setattr(gan_stage.GanStage, "step", ask)
     with pytest.raises(Interrupted, match="stopped at step 4 of 9 of stage gan"):
         train(tiny(), tmp_path / "stopped")
     monkeypatch.undo()
-    assert checkpoint.load_state(tmp_path / "stopped/checkpoints/last.pt")["step"] == 4
+    assert files.load_state(tmp_path / "stopped/checkpoints/last.pt")["step"] == 4
     train(tiny(), tmp_path / "stopped", resume=True)
     assert same(weights(tmp_path / "stopped"), weights(finished))
 
@@ -136,33 +136,33 @@ def test_resuming_a_finished_run_changes_nothing(finished):
 
 
 def test_nan_stops_and_the_last_good_checkpoint_stays(tmp_path, monkeypatch):
-    real = stage3.losses.generator_loss
+    real = gan_stage.gan_losses.generator_loss
     calls = []
 
     def spoil(fake):
         calls.append(1)
         return real(fake) * (float("nan") if len(calls) == 5 else 1.0)
 
-    monkeypatch.setattr(stage3.losses, "generator_loss", spoil)
+    monkeypatch.setattr(gan_stage.gan_losses, "generator_loss", spoil)
     with pytest.raises(NotFinite, match="gan: generator is not finite at step 4; the last good "):
         train(tiny(), tmp_path / "nan")
-    state = checkpoint.load_state(tmp_path / "nan/checkpoints/last.pt")
+    state = files.load_state(tmp_path / "nan/checkpoints/last.pt")
     assert (state["stage"], state["step"]) == ("gan", 3)
     assert all(v.isfinite().all() for v in state["state"]["generator"].values())
 
 
 def test_spoilt_weights_are_not_saved(tmp_path, monkeypatch):
-    update = stage3.Ema.update
+    update = gan_stage.Ema.update
 
     def spoil(self, count):
         update(self, count)
         if count == 5:
             self._average[0].fill_(float("inf"))
 
-    monkeypatch.setattr(stage3.Ema, "update", spoil)
+    monkeypatch.setattr(gan_stage.Ema, "update", spoil)
     with pytest.raises(NotFinite, match="gan: weights of ema are not finite at step 5"):
         train(tiny(), tmp_path / "inf")
-    assert checkpoint.load_state(tmp_path / "inf/checkpoints/last.pt")["step"] == 3
+    assert files.load_state(tmp_path / "inf/checkpoints/last.pt")["step"] == 3
 
 
 def test_a_used_folder_is_refused(finished, tmp_path):
@@ -189,8 +189,8 @@ def test_the_predecessors_train_with_the_same_loop(tmp_path, codec):
     config = tiny(codec=codec, gan={"epochs": 1}, generator={"kind": kind}, log={"grid": 2})
     summary = train(config, tmp_path / "run")
     assert summary["scores"] == {}
-    sampler = load_sampler(RunFolder(tmp_path / "run").generator, "cpu")
-    assert sampler(torch.arange(2)).shape == (2, 1, 16, 16)
+    system = load_system(RunFolder(tmp_path / "run").generator, "cpu")
+    assert system(torch.arange(2)).shape == (2, 1, 16, 16)
 
 
 def test_options_of_a_step(tmp_path):
@@ -210,7 +210,7 @@ def test_accumulation_sees_the_whole_batch():
         steps_per_epoch = 1
 
     config = tiny(discriminator={"num_blocks": 3}, gan={"accumulate": 2, "epochs": 1})
-    stage = stage3.GanStage(config, Batches(), torch.device("cpu"))
+    stage = gan_stage.GanStage(config, Batches(), torch.device("cpu"))
     seen = []
     real = stage._generator_loss
     stage._generator_loss = lambda x0, *rest: seen.append(x0) or real(x0, *rest)

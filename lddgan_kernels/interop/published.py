@@ -10,14 +10,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lddgan_kernels import _interop_autoencoder, _interop_gan
-from lddgan_kernels._interop_checkpoint import read_state_dict
+from lddgan_kernels.interop import autoencoder, gan
+from lddgan_kernels.interop.checkpoint import read_state_dict
 from lddgan_kernels.models import Autoencoder, Discriminator, Generator
 
 NETWORKS = (
-    *_interop_gan.GENERATORS,
-    *_interop_gan.DISCRIMINATORS,
-    *_interop_autoencoder.NETWORKS,
+    *gan.GENERATORS,
+    *gan.DISCRIMINATORS,
+    *autoencoder.NETWORKS,
 )
 
 
@@ -51,16 +51,16 @@ def load_published(
         raise ValueError(f"load_published: network must be one of {NETWORKS}, got {network!r}")
     if not isinstance(options, Mapping):
         raise TypeError(f"load_published: options must be a dict, got {type(options).__name__}")
-    state = read_state_dict(checkpoint, discriminator=network in _interop_gan.DISCRIMINATORS)
-    if network in _interop_autoencoder.NETWORKS:
-        return _interop_autoencoder.load_autoencoder(state, network, options).eval()
+    state = read_state_dict(checkpoint, discriminator=network in gan.DISCRIMINATORS)
+    if network in autoencoder.NETWORKS:
+        return autoencoder.load_autoencoder(state, network, options).eval()
     module: Generator | Discriminator
-    if network in _interop_gan.GENERATORS:
-        kind = _interop_gan.GENERATORS[network]
-        module = kind(_interop_gan.generator_config(options, state))
+    if network in gan.GENERATORS:
+        kind = gan.GENERATORS[network]
+        module = kind(gan.generator_config(options, state))
     else:
-        module = Discriminator(_interop_gan.discriminator_config(network, options, state))
-    _interop_gan.fill(module, state, network)
+        module = Discriminator(gan.discriminator_config(network, options, state))
+    gan.fill(module, state, network)
     return module.eval()
 
 
@@ -74,9 +74,9 @@ def to_published(module: nn.Module) -> dict[str, Tensor]:
         TypeError: the module has no published counterpart.
     """
     if isinstance(module, Autoencoder):
-        return _interop_autoencoder.autoencoder_to_published(module)
+        return autoencoder.autoencoder_to_published(module)
     if isinstance(module, Generator | Discriminator):
-        return _interop_gan.published_state_dict(module)
+        return gan.published_state_dict(module)
     raise TypeError(
         "to_published: module must be a Generator, Discriminator or Autoencoder, "
         f"got {type(module).__name__}"

@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch import nn
 
-from lddgan_kernels.trainer import checkpoint
+from lddgan_kernels.trainer import files
 
 
 def test_state_comes_back(tmp_path):
     state = {"step": 3, "net": {"w": torch.randn(2, 3)}, "list": [torch.arange(3), "a", 1.5]}
-    checkpoint.save_state(tmp_path / "a" / "last.pt", state)
-    found = checkpoint.load_state(tmp_path / "a" / "last.pt")
+    files.save_state(tmp_path / "a" / "last.pt", state)
+    found = files.load_state(tmp_path / "a" / "last.pt")
     assert found["step"] == 3
     assert found["net"]["w"].equal(state["net"]["w"])
     assert found["list"][0].equal(state["list"][0])
@@ -21,7 +21,7 @@ def test_state_comes_back(tmp_path):
 @pytest.mark.parametrize("fails", ["write", "fsync", "replace"])
 def test_a_failed_write_keeps_what_was_there(tmp_path, monkeypatch, fails):
     path = tmp_path / "last.pt"
-    checkpoint.save_state(path, {"step": 1})
+    files.save_state(path, {"step": 1})
 
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -31,9 +31,9 @@ def test_a_failed_write_keeps_what_was_there(tmp_path, monkeypatch, fails):
     ]
     monkeypatch.setattr(module, name, full)
     with pytest.raises(OSError, match="no space left on the disk; the file there before is kept"):
-        checkpoint.save_state(path, {"step": 2})
+        files.save_state(path, {"step": 2})
     monkeypatch.undo()
-    assert checkpoint.load_state(path)["step"] == 1
+    assert files.load_state(path)["step"] == 1
     assert os.listdir(tmp_path) == ["last.pt"]
 
 
@@ -43,22 +43,22 @@ def test_a_really_full_disk(tmp_path):
 
     (tmp_path / "last.pt.tmp").symlink_to("/dev/full")
     with pytest.raises(OSError, match="could not be written: no space left on the disk"):
-        checkpoint.save_state(tmp_path / "last.pt", {"w": torch.zeros(100_000)})
+        files.save_state(tmp_path / "last.pt", {"w": torch.zeros(100_000)})
     assert not os.listdir(tmp_path)
 
 
 def test_damaged_files_are_refused(tmp_path):
     path = tmp_path / "last.pt"
     with pytest.raises(FileNotFoundError, match="must be an existing file"):
-        checkpoint.load_state(path)
+        files.load_state(path)
     with pytest.raises(FileNotFoundError, match="must be an existing file"):
-        checkpoint.load_weights(path)
-    checkpoint.save_state(path, {"w": torch.zeros(1000)})
+        files.load_weights(path)
+    files.save_state(path, {"w": torch.zeros(1000)})
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(ValueError, match="must be a whole training state"):
-        checkpoint.load_state(path)
+        files.load_state(path)
     with pytest.raises(ValueError, match="must be whole safetensors"):
-        checkpoint.load_weights(path)
+        files.load_weights(path)
 
 
 def test_code_in_a_checkpoint_does_not_run(tmp_path):
@@ -68,13 +68,13 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path):
 
     torch.save({"step": Evil()}, tmp_path / "last.pt")
     with pytest.raises(ValueError, match="must be a whole training state"):
-        checkpoint.load_state(tmp_path / "last.pt")
+        files.load_state(tmp_path / "last.pt")
     assert not (tmp_path / "ran").exists()
 
 
 def test_weights_carry_facts(tmp_path):
     module = nn.Conv2d(2, 3, 3).to(memory_format=torch.channels_last)
-    checkpoint.save_weights(tmp_path / "w.safetensors", module, {"config": "seed = 1\n", "n": 2})
-    tensors, facts = checkpoint.load_weights(tmp_path / "w.safetensors")
+    files.save_weights(tmp_path / "w.safetensors", module, {"config": "seed = 1\n", "n": 2})
+    tensors, facts = files.load_weights(tmp_path / "w.safetensors")
     assert facts == {"config": "seed = 1\n", "n": 2}
     assert all(tensors[name].equal(value) for name, value in module.state_dict().items())

@@ -116,7 +116,7 @@ def test_golden_weights_come_back_unchanged(name):
     {"current_resolution": 16, "image_size": 32},
 ])  # fmt: skip
 def test_structures_make_the_round_trip(changes):
-    from lddgan_kernels._interop_gan import generator_config
+    from lddgan_kernels.interop.gan import generator_config
 
     options = OPTIONS | changes
     module = Generator(generator_config(options, {})).eval()
@@ -164,7 +164,7 @@ def test_a_run_with_its_arguments_is_read(tmp_path, generator_state):
 
 
 def test_missing_options_take_the_published_defaults():
-    from lddgan_kernels._interop_gan import discriminator_config, generator_config
+    from lddgan_kernels.interop.gan import discriminator_config, generator_config
 
     config = generator_config({"ch_mult": [1, 2, 2], "num_channels": 4}, {})
     assert config == GeneratorConfig(

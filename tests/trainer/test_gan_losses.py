@@ -5,18 +5,19 @@ import pytest
 import torch
 from torch import nn
 
-from lddgan_kernels.trainer import losses
+from lddgan_kernels.trainer import gan_losses
 from lddgan_kernels.trainer.ema import Ema
-from lddgan_kernels.trainer.loop import learning_rate, step_seed
+from lddgan_kernels.trainer.optimizers import learning_rate
+from lddgan_kernels.trainer.stage import step_seed
 
 
 def test_adversarial_losses():
     real, fake = torch.tensor([[0.5], [-2.0]]), torch.tensor([[1.0], [0.0]])
     expected = sum(math.log1p(math.exp(-x)) for x in (0.5, -2.0)) / 2
     expected += sum(math.log1p(math.exp(x)) for x in (1.0, 0.0)) / 2
-    assert losses.discriminator_loss(real, fake).item() == pytest.approx(expected)
+    assert gan_losses.discriminator_loss(real, fake).item() == pytest.approx(expected)
     expected = sum(math.log1p(math.exp(-x)) for x in (1.0, 0.0)) / 2
-    assert losses.generator_loss(fake).item() == pytest.approx(expected)
+    assert gan_losses.generator_loss(fake).item() == pytest.approx(expected)
 
 
 def test_gradient_penalty_of_a_known_function():
@@ -24,7 +25,7 @@ def test_gradient_penalty_of_a_known_function():
     weight = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
     # The gradient of weight * sum(x^2) is 2 weight x.
     logits = (weight * x.square()).sum((1, 2, 3))[:, None]
-    penalty = losses.gradient_penalty(logits, x)
+    penalty = gan_losses.gradient_penalty(logits, x)
     squares = x.detach().square().sum((1, 2, 3)).mean()
     torch.testing.assert_close(penalty.double(), 4 * 1.5**2 * squares, rtol=1e-6, atol=0)
     penalty.backward()
@@ -33,16 +34,16 @@ def test_gradient_penalty_of_a_known_function():
 
 def test_reconstruction_loss_is_the_mean_difference():
     a, b = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
-    torch.testing.assert_close(losses.reconstruction_loss(a, b), (a - b).abs().mean())
+    torch.testing.assert_close(gan_losses.reconstruction_loss(a, b), (a - b).abs().mean())
 
 
 def test_weighted_learning_falls_from_one_to_nothing():
-    assert losses.reconstruction_weight(0.0) == pytest.approx(0.9975, abs=5e-5)
-    assert losses.reconstruction_weight(0.5) == pytest.approx(0.5)
-    assert losses.reconstruction_weight(1.0) == pytest.approx(0.0025, abs=5e-5)
-    weights = [losses.reconstruction_weight(i / 20) for i in range(21)]
+    assert gan_losses.reconstruction_weight(0.0) == pytest.approx(0.9975, abs=5e-5)
+    assert gan_losses.reconstruction_weight(0.5) == pytest.approx(0.5)
+    assert gan_losses.reconstruction_weight(1.0) == pytest.approx(0.0025, abs=5e-5)
+    weights = [gan_losses.reconstruction_weight(i / 20) for i in range(21)]
     assert weights == sorted(weights, reverse=True)
-    assert losses.reconstruction_weight(0.25, 2.0) == pytest.approx(1 / (1 + math.exp(-1.0)))
+    assert gan_losses.reconstruction_weight(0.25, 2.0) == pytest.approx(1 / (1 + math.exp(-1.0)))
 
 
 def test_cosine_rate_ends_at_zero():

@@ -1,10 +1,10 @@
-"""Stage 1: one training step of the autoencoder, and what surrounds the loop."""
+"""The autoencoder's training: one step, and what the loop needs around it."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 
 from lddgan_kernels.models.autoencoder import Autoencoder
 from lddgan_kernels.models.lpips import LPIPS, MIN_SIZE
@@ -12,8 +12,9 @@ from lddgan_kernels.models.patch_discriminator import PatchDiscriminator, patch_
 from lddgan_kernels.trainer import distributed, networks
 from lddgan_kernels.trainer.autoencoder_losses import AutoencoderLoss, Metrics
 from lddgan_kernels.trainer.config import Config
-from lddgan_kernels.trainer.loop import Batches, learning_rate, set_rate, step_seed
+from lddgan_kernels.trainer.optimizers import adam, learning_rate, set_rate
 from lddgan_kernels.trainer.precision import uses_bfloat16
+from lddgan_kernels.trainer.stage import Batches, step_seed
 
 BASE_LR = 4.5e-6  # a sample of the batch
 
@@ -51,12 +52,8 @@ def autoencoder_optimizers(
     Args:
         lr: the paper has `BASE_LR` times the batch size.
     """
-
-    def adam(module: torch.nn.Module) -> Optimizer:
-        fused = next(module.parameters()).device.type in ("cpu", "cuda")
-        return Adam(module.parameters(), lr=lr, betas=(0.5, 0.9), fused=fused)
-
-    return adam(model), None if loss.discriminator is None else adam(loss.discriminator)
+    critic = loss.discriminator
+    return adam(model, lr), None if critic is None else adam(critic, lr)
 
 
 def autoencoder_step(
@@ -107,7 +104,7 @@ def initialize_codebook(model: Autoencoder, batch: Tensor) -> None:
 
 
 class AutoencoderStage:
-    """Stage 1 as the loop runs it.
+    """The autoencoder's training as the loop runs it.
 
     Args:
         config: what to train.
@@ -137,9 +134,6 @@ class AutoencoderStage:
         distributed.share(self.modules().values())
         self.lr = training.lr_per_sample * training.batch_size
         self.optimizers = autoencoder_optimizers(self.model, self.loss, self.lr)
-        for optimizer in self.optimizers:
-            if optimizer is not None:
-                distributed.average_gradients(optimizer)
 
     def step(self, index: int, batch: Tensor) -> Metrics:
         """One update on a batch of this process; returns losses, still on the device."""

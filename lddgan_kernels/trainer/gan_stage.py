@@ -1,18 +1,19 @@
-"""Stage 3: the diffusion GAN. One step updates the discriminator, then the generator."""
+"""The diffusion GAN. One step updates the discriminator, then the generator."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 
 from lddgan_kernels.diffusion import STREAM_Z, Schedule, draw_seeds
 from lddgan_kernels.ops import diffuse_pair, posterior_sample, seeded_normal
-from lddgan_kernels.trainer import distributed, losses, networks
+from lddgan_kernels.trainer import distributed, gan_losses, networks
 from lddgan_kernels.trainer.config import Config
 from lddgan_kernels.trainer.ema import Ema
-from lddgan_kernels.trainer.loop import Batches, learning_rate, set_rate, step_seed
+from lddgan_kernels.trainer.optimizers import adam, learning_rate, set_rate
 from lddgan_kernels.trainer.precision import autocast
+from lddgan_kernels.trainer.stage import Batches, step_seed
 
 
 class GanStage:
@@ -42,8 +43,8 @@ class GanStage:
         self.discriminator = networks.place(networks.build_discriminator(config), device, config)
         distributed.share([self.generator, self.discriminator])
         self.ema = Ema(self.generator, gan.ema_decay)
-        self.generator_optimizer = _adam(self.generator)
-        self.discriminator_optimizer = _adam(self.discriminator)
+        self.generator_optimizer = adam(self.generator, gan.lr_generator)
+        self.discriminator_optimizer = adam(self.discriminator, gan.lr_discriminator)
         self.schedule = Schedule(config.diffusion.num_steps, device)
         own = torch.Generator().manual_seed(step_seed(config.seed, "gan noise", 0))
         self.seeds = draw_seeds(self._part_size(), generator=own).to(device)
@@ -99,14 +100,14 @@ class GanStage:
         with autocast(self.config, self.device):
             real_logit = self.discriminator(x_t, t, x_next)
             fake_logit = self.discriminator(fake, t, x_next)
-        loss = losses.discriminator_loss(real_logit, fake_logit)
+        loss = gan_losses.discriminator_loss(real_logit, fake_logit)
         metrics = {
             "discriminator": loss,
             "logit_real": real_logit.float().mean(),
             "logit_fake": fake_logit.float().mean(),
         }
         if penalize:
-            metrics["r1"] = losses.gradient_penalty(real_logit, x_t)
+            metrics["r1"] = gan_losses.gradient_penalty(real_logit, x_t)
             loss = loss + 0.5 * self.config.gan.r1_gamma * metrics["r1"]
         return loss, metrics
 
@@ -117,11 +118,14 @@ class GanStage:
         predicted, fake = self._fake(x_next, t, counter)
         with autocast(self.config, self.device):
             logit = self.discriminator(fake, t, x_next)
-        loss = losses.generator_loss(logit)
-        metrics = {"generator": loss, "reconstruction": losses.reconstruction_loss(x0, predicted)}
+        loss = gan_losses.generator_loss(logit)
+        metrics = {
+            "generator": loss,
+            "reconstruction": gan_losses.reconstruction_loss(x0, predicted),
+        }
         kind = self.config.gan.reconstruction
         if kind == "weighted":
-            weight = losses.reconstruction_weight(progress, self.config.gan.delta)
+            weight = gan_losses.reconstruction_weight(progress, self.config.gan.delta)
             loss = loss + weight * metrics["reconstruction"]
         elif kind == "constant":
             loss = loss + metrics["reconstruction"]
@@ -163,10 +167,3 @@ class GanStage:
             module.load_state_dict(state[name])
         self.generator_optimizer.load_state_dict(state["generator_optimizer"])
         self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
-
-
-def _adam(module: nn.Module) -> Adam:
-    fused = next(module.parameters()).device.type in ("cpu", "cuda")
-    optimizer = Adam(module.parameters(), betas=(0.5, 0.9), fused=fused)
-    distributed.average_gradients(optimizer)
-    return optimizer

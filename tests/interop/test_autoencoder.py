@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lddgan_kernels._interop_autoencoder import (
+from lddgan_kernels.interop.autoencoder import (
     autoencoder_options,
     autoencoder_to_published,
     load_autoencoder,

@@ -7,7 +7,7 @@ from lddgan_kernels.models.autoencoder import Autoencoder, AutoencoderConfig, Au
 from lddgan_kernels.models.lpips import LPIPS
 from lddgan_kernels.models.patch_discriminator import PatchDiscriminator, patch_layers
 from lddgan_kernels.trainer.autoencoder_losses import AutoencoderLoss, adaptive_weight
-from lddgan_kernels.trainer.stage1 import (
+from lddgan_kernels.trainer.autoencoder_stage import (
     autoencoder_loss,
     autoencoder_optimizers,
     autoencoder_step,

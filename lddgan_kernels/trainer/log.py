@@ -42,21 +42,25 @@ class RunLog:
     """Writes what happens; silent in all processes but the first.
 
     Args:
-        folder: of the run; lines written after its checkpoint are taken off again.
+        folder: of the run.
+        seconds: how long it has worked before.
+        size: bytes of the log to keep: lines written after the checkpoint are taken off again.
         tensorboard: also write TensorBoard events.
 
     Raises:
         ImportError: TensorBoard is asked for and not installed.
     """
 
-    def __init__(self, folder: RunFolder, tensorboard: bool = False) -> None:
-        self._began = time.perf_counter() - folder.seconds
+    def __init__(
+        self, folder: RunFolder, seconds: float = 0.0, size: int = 0, tensorboard: bool = False
+    ) -> None:
+        self._began = time.perf_counter() - seconds
         self._writer: Any = None
         self._file: Any = None
         if distributed.rank() > 0:
             return
         self._file = open(folder.log, "ab")  # noqa: SIM115
-        self._file.truncate(folder.log_size)
+        self._file.truncate(size)
         if tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
@@ -72,8 +76,8 @@ class RunLog:
         return time.perf_counter() - self._began
 
     def size(self) -> int:
-        """Bytes of `log.jsonl`."""
-        return self._file.tell()
+        """Bytes of `log.jsonl`; 0 in processes that write none."""
+        return 0 if self._file is None else int(self._file.tell())
 
     def say(self, text: str) -> None:
         """A line for a person."""

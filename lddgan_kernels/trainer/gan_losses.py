@@ -1,4 +1,4 @@
-"""The losses of stage 3 (equation numbers: Trinh and Hamagami 2024, the LDDGAN paper)."""
+"""The losses of the GAN (equation numbers: Trinh and Hamagami 2024, the LDDGAN paper)."""
 
 import math
 

@@ -1,0 +1,117 @@
+"""The data set's latents, encoded once."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lddgan_kernels.data import (
+    ImageDataset,
+    LatentCache,
+    PixelCache,
+    open_images,
+    weights_fingerprint,
+)
+from lddgan_kernels.models import Autoencoder
+from lddgan_kernels.trainer import distributed, networks
+from lddgan_kernels.trainer.config import Config
+from lddgan_kernels.trainer.folder import RunFolder
+from lddgan_kernels.trainer.network_files import load_autoencoder, save_autoencoder
+from lddgan_kernels.trainer.precision import autocast, resolve_for_inference
+
+ENCODED_AT_ONCE = 64
+PIXELS_AT_ONCE = ENCODED_AT_ONCE * 64 * 64
+
+
+def encode_dataset(
+    config: Config,
+    folder: RunFolder,
+    dataset: ImageDataset | PixelCache,
+    autoencoder: Autoencoder,
+    check: Callable[[], None],
+) -> LatentCache:
+    """The latents of the data set, both ways round where the images may be mirrored.
+
+    Measures `autoencoder.latent_scale` on them, so that |latent| <= 1 from here on, and stores it
+    with the autoencoder. A cache that this autoencoder made of this data set is used again.
+
+    Args:
+        check: called before each batch; may raise.
+    """
+    autoencoder.eval()
+    fingerprint = weights_fingerprint(autoencoder)
+    if distributed.rank() == 0:
+        batch = max(1, min(ENCODED_AT_ONCE, PIXELS_AT_ONCE // config.images.resolution**2))
+        create_cache(config, folder.latents, dataset, autoencoder, fingerprint, batch, check)
+    distributed.wait()
+    cache = LatentCache.open(folder.latents, fingerprint, dataset=dataset)
+    if not cache.abs_max > 0:
+        raise ValueError(f"encode: the largest |latent| must be positive, got {cache.abs_max}")
+    autoencoder.latent_scale.fill_(cache.abs_max)
+    save_autoencoder(config, folder, autoencoder)
+    return cache
+
+
+def create_cache(
+    config: Config,
+    path: Path,
+    dataset: ImageDataset | PixelCache,
+    autoencoder: Autoencoder,
+    fingerprint: str,
+    batch_size: int,
+    check: Callable[[], None] = lambda: None,
+) -> LatentCache:
+    """The unscaled latents of the data set in a file; `check` is called before each batch."""
+    device = autoencoder.latent_scale.device
+    layout = networks.layout(config)
+
+    @torch.no_grad()
+    def encode(images: Tensor) -> Tensor:
+        check()
+        with autocast(config, device):
+            return autoencoder.encode(images.contiguous(memory_format=layout)).float()
+
+    return LatentCache.create(
+        path,
+        dataset,
+        encode,
+        fingerprint,
+        flip=config.images.flip,
+        batch_size=batch_size,
+        device=device,
+        workers=config.images.workers,
+    )
+
+
+def encode_images(
+    run: Path,
+    out: Path,
+    *,
+    data: str | None = None,
+    limit: int | None = None,
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+) -> tuple[LatentCache, list[tuple[str, str]]]:
+    """The latents of a set of images, by the autoencoder of a run.
+
+    Args:
+        run: its folder.
+        out: the file of the latents (see `data.LatentCache`).
+        data, limit: the images, as in the configuration; None: the run's own.
+
+    Returns:
+        The cache, and the images that could not be used with the reasons.
+    """
+    autoencoder, config = load_autoencoder(RunFolder(run).autoencoder)
+    config = resolve_for_inference(config, torch.device(device))
+    dataset = open_images(
+        config.data if data is None else data,
+        config.images.resolution,
+        limit=config.limit if data is None and limit is None else limit,
+        channels=config.images.channels,
+    )
+    fingerprint = weights_fingerprint(autoencoder)
+    networks.place(autoencoder, device, config)
+    cache = create_cache(config, out, dataset, autoencoder, fingerprint, batch_size)
+    return cache, dataset.skipped

@@ -1,0 +1,50 @@
+"""What the loop asks of a kind of training and of its data."""
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from torch import Tensor, device, nn
+
+from lddgan_kernels.trainer import distributed
+from lddgan_kernels.trainer.config import Config
+
+
+class Batches(Protocol):
+    """Where training batches come from."""
+
+    steps_per_epoch: int
+
+    def epoch(self, number: int, start: int) -> Iterator[Tensor]:
+        """One epoch's batches for this process, from batch `start` on."""
+
+
+class Stage(Protocol):
+    """A kind of training."""
+
+    name: str
+    config: Config
+    batches: Batches
+    device: device
+    steps: int
+    batch_size: int
+
+    def step(self, index: int, batch: Tensor) -> dict[str, Tensor]:
+        """One update; 0-dim tensors for the log."""
+
+    def modules(self) -> dict[str, nn.Module]:
+        """What is trained."""
+
+    def state(self) -> dict[str, Any]:
+        """All that `restore` needs."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes back to a state."""
+
+
+def step_seed(seed: int, stage: str, index: int) -> int:
+    """The seed of PyTorch's generators for one step in this process.
+
+    A step's randomness follows from it alone, so nothing of it need be in a checkpoint.
+    """
+    start = sum(byte << 8 * (i % 4) for i, byte in enumerate(stage.encode()))
+    return ((seed * 1_000_003 + start) * 2**40 + index * 2**10 + distributed.rank()) % 2**63
