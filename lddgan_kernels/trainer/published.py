@@ -82,6 +82,7 @@ def published_system(
         codec, images = "none", Images(resolution, _colours(channels))
     config = Config(
         codec=codec,
+        precision="float32",
         images=images,
         autoencoder=structure,
         diffusion=Diffusion(int(options.get("num_timesteps", 4))),

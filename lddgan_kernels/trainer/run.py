@@ -90,9 +90,17 @@ def train(
         if resume:
             checkpoint.load()
         log = RunLog(folder, checkpoint.seconds, checkpoint.log_size, config.log.tensorboard)
-        log.say(precision)
-        log.write("note", text=precision)
         try:
+            log.say(f"{len(dataset)} images of {dataset.name}; run folder {out}")
+            log.write(
+                "start",
+                images=len(dataset),
+                data=dataset.name,
+                torch=torch.__version__,
+                precision=config.precision,
+            )
+            log.say(precision)
+            log.write("note", text=precision)
             return _train(Run(config, folder, checkpoint, log, stop, mine, dataset))
         finally:
             log.close()
@@ -113,14 +121,6 @@ def _check_batches(config: Config) -> None:
 
 def _train(run: Run) -> dict[str, Any] | None:
     config, log = run.config, run.log
-    log.say(f"{len(run.dataset)} images of {run.dataset.name}; run folder {run.folder.path}")
-    log.write(
-        "start",
-        images=len(run.dataset),
-        data=run.dataset.name,
-        torch=torch.__version__,
-        precision=config.precision,
-    )
     autoencoder = None
     if config.codec == "autoencoder":
         autoencoder = train_autoencoder(run)
