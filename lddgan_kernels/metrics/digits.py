@@ -47,6 +47,8 @@ def score_digits(samples: Tensor) -> DigitScores:
         raise fail("score_digits", "samples", "(N, 1 or 3, R, R), R >= 8", tuple(samples.shape))
     if len(samples) == 0:
         raise fail("score_digits", "samples", "at least one", "none")
+    if not samples.isfinite().all():
+        raise fail("score_digits", "samples", "finite", "inf or NaN")
     train, test = (load_digits(split, samples.shape[-1]) for split in ("train", "test"))
     x_train, x_test, x = (_small(images) for images in (train.images, test.images, samples))
     judge = _train(x_train, train.labels)

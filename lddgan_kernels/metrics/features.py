@@ -47,7 +47,7 @@ def load_features(path: str | Path) -> FeatureNetwork:
     Known: EfficientNet-lite0 (1,280 features at 96 px) and the FID Inception
     (`pt_inception-2015-12-05`, 2,048 features at 299 px). Weights may be stored in float16.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"load_features: path must be a file of weights, got {path}")
     expected = "weights of EfficientNet-lite0 or pt_inception-2015-12-05"
@@ -65,6 +65,9 @@ def load_features(path: str | Path) -> FeatureNetwork:
         raise fail("load_features", "path", expected, f"{path} with {sorted(names)[:3]}")
     # The classifiers' layers, and Inception's auxiliary one, are not needed.
     kept = {k: v for k, v in weights.items() if not k.startswith(("_fc.", "fc.", "AuxLogits."))}
+    spoilt = [k for k, v in kept.items() if not (torch.is_tensor(v) and v.isfinite().all())]
+    if spoilt:
+        raise fail("load_features", "path", f"{expected}, finite", f"{path} with {spoilt[:3]}")
     try:
         network.load_state_dict(kept)
     except RuntimeError as error:
@@ -83,6 +86,8 @@ def extract_features(
     """(N, D) float32 features, on the CPU, of batches of (B, 1 or 3, H, W) uint8 images.
 
     total: the number of images, for the progress bar.
+
+    Raises ValueError where they are not finite.
     """
     from tqdm import tqdm
 
@@ -94,4 +99,8 @@ def extract_features(
             bar.update(len(batch))
     if not found:
         raise fail("extract_features", "images", "at least one batch", "none")
-    return torch.cat(found)
+    features = torch.cat(found)
+    if not features.isfinite().all():
+        first = int((~features.isfinite().all(1)).nonzero()[0])
+        raise fail("extract_features", "network", "finite on all images", f"NaN on image {first}")
+    return features

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from lddgan_kernels._checks import check_tensor, fail
 
+# Stored covariances are rounded: eigenvalues and asymmetry of this share of the largest are noise.
+NEGATIVE = 1e-3
+
 
 def frechet_distance(a: Tensor | tuple[Tensor, Tensor], b: Tensor | tuple[Tensor, Tensor]) -> float:
     """The squared Frechet distance of the Gaussians fitted to `a` and `b`.
@@ -24,9 +27,14 @@ def frechet_distance(a: Tensor | tuple[Tensor, Tensor], b: Tensor | tuple[Tensor
     mu_b, factor_b = _moments("b", b)
     if mu_a.shape != mu_b.shape:
         raise fail("frechet_distance", "b", f"of {len(mu_a)} features like a", len(mu_b))
-    root = torch.linalg.svdvals(factor_a.T @ factor_b).sum()
+    product = factor_a.T @ factor_b
+    if not all(part.isfinite().all() for part in (mu_a, mu_b, product)):
+        raise fail("frechet_distance", "a and b", "small enough to be squared", "an overflow")
+    root = torch.linalg.svdvals(product).sum()
     distance = (mu_a - mu_b).square().sum()
     distance += factor_a.square().sum() + factor_b.square().sum() - 2 * root
+    if not distance.isfinite():
+        raise fail("frechet_distance", "a and b", "small enough to be squared", "an overflow")
     return max(0.0, distance.item())
 
 
@@ -40,14 +48,15 @@ def _moments(arg: str, value: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, T
     """The mean and a factor F (D, R) of the covariance F F^T, float64, on the CPU."""
     if isinstance(value, tuple):
         mu, sigma = (torch.as_tensor(part).detach().cpu().double() for part in value)
-        if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
+        check_statistics("frechet_distance", arg, mu, sigma)
+        values, vectors = torch.linalg.eigh(sigma / 2 + sigma.T / 2)
+        if values.min() < -NEGATIVE * values.abs().max():
             raise fail(
                 "frechet_distance",
                 arg,
-                "(mu (D,), sigma (D, D))",
-                f"shapes {tuple(mu.shape)}, {tuple(sigma.shape)}",
+                "(mu, sigma) with a covariance as sigma",
+                f"an eigenvalue of {values.min():.3g} beside {values.max():.3g}",
             )
-        values, vectors = torch.linalg.eigh((sigma + sigma.T) / 2)
         return mu, vectors * values.clamp(min=0).sqrt()
     check_tensor("frechet_distance", arg, value)
     if value.ndim != 2 or len(value) < 2:
@@ -58,3 +67,15 @@ def _moments(arg: str, value: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, T
     mu = x.mean(0)
     triangle = torch.linalg.qr((x - mu) / (len(x) - 1) ** 0.5, mode="r").R
     return mu, triangle.T
+
+
+def check_statistics(op: str, arg: str, mu: Tensor, sigma: Tensor) -> None:
+    """Raises ValueError unless mu is (D,), sigma (D, D) and symmetric, and both finite."""
+    if mu.ndim != 1 or len(mu) == 0 or sigma.shape != (len(mu), len(mu)):
+        found = f"shapes {tuple(mu.shape)}, {tuple(sigma.shape)}"
+        raise fail(op, arg, "(mu (D,), sigma (D, D))", found)
+    for name, part in (("mu", mu), ("sigma", sigma)):
+        if not part.isfinite().all():
+            raise fail(op, arg, "finite", f"`{name}` with inf or NaN")
+    if (sigma - sigma.T).abs().max() > NEGATIVE * sigma.abs().max():
+        raise fail(op, arg, "(mu, sigma) with a covariance as sigma", "one that is not symmetric")

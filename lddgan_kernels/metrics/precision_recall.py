@@ -26,6 +26,8 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, flo
         check_tensor("precision_recall", arg, x)
         if x.ndim != 2 or len(x) <= k:
             raise fail("precision_recall", arg, f"(N, D) with N > k = {k}", tuple(x.shape))
+        if not x.detach().double().square().sum(1).isfinite().all():
+            raise fail("precision_recall", arg, "finite, also squared", "inf, NaN or an overflow")
     if k < 1:
         raise fail("precision_recall", "k", "at least 1", k)
     if real.shape[1] != fake.shape[1]:

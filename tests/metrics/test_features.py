@@ -130,3 +130,17 @@ def test_real_features_have_the_known_mean():
     assert 0.5 < (error / expected).mean() < 2
     spread = features.var(0) / (expected * len(images))
     assert 0.8 < spread.median() < 1.2
+
+
+def test_weights_and_features_that_are_not_finite(tmp_path):
+    weights = EfficientNetLite0().state_dict()
+    weights["_conv_stem.weight"][0, 0, 0, 0] = float("nan")
+    torch.save(weights, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match="path must be .* finite, got .*w.pth .*_conv_stem.weight"):
+        load_features(tmp_path / "w.pth")
+    weights = EfficientNetLite0().state_dict()
+    weights["_bn0.running_var"] -= 9
+    torch.save(weights, tmp_path / "w.pth")
+    images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="network must be finite on all images, got NaN on image"):
+        extract_features(load_features(tmp_path / "w.pth"), [images])

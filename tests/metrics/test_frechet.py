@@ -88,3 +88,28 @@ def test_bad_input():
         frechet_distance((torch.zeros(3), torch.zeros(2, 2)), x)
     with pytest.raises(TypeError, match="a must be a torch.Tensor"):
         frechet_distance(None, x)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_no_distance(value):
+    x, mu, sigma = torch.randn(9, 4), torch.zeros(4), torch.eye(4)
+    spoilt = x.clone()
+    spoilt[2, 1] = value
+    for other in (spoilt, (mu + value, sigma), (mu, sigma * value)):
+        for pair in ((x, other), (other, x)):
+            with pytest.raises(ValueError, match="[ab] must be finite"):
+                frechet_distance(*pair)
+
+
+def test_overflow_is_no_distance():
+    x = torch.randn(9, 4, dtype=torch.float64)
+    for huge in (x * 1e200, x + 1e300, x * 1e307, (torch.zeros(4), torch.eye(4) * 1.7e308)):
+        with pytest.raises(ValueError, match="a and b must be small enough to be squared"):
+            frechet_distance(x * 1e200, huge)
+
+
+def test_what_is_no_covariance_is_refused():
+    x = torch.randn(9, 4)
+    for sigma in (-torch.eye(4), torch.eye(4) + torch.tensor([[0.0, 9, 0, 0]] + [[0.0] * 4] * 3)):
+        with pytest.raises(ValueError, match="b must be .* covariance"):
+            frechet_distance(x, (torch.zeros(4), sigma))

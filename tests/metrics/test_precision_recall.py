@@ -94,3 +94,14 @@ def test_bad_input():
         precision_recall(x, x[:, :2])
     with pytest.raises(ValueError, match="k must be at least 1"):
         precision_recall(x, x, 0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e200])
+def test_what_is_not_finite_is_refused(value):
+    x = torch.randn(9, 3, dtype=torch.float64)
+    spoilt = x.clone()
+    spoilt[4, 1] = value
+    with pytest.raises(ValueError, match="fake must be finite"):
+        precision_recall(x, spoilt)
+    with pytest.raises(ValueError, match="real must be finite"):
+        precision_recall(spoilt, x)

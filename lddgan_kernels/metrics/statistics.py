@@ -1,0 +1,60 @@
+"""Statistics of features that others stored: `mu` and `sigma` in an `.npz` or `.npy`."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lddgan_kernels._checks import fail
+from lddgan_kernels.data.pickles import load_arrays
+from lddgan_kernels.metrics.frechet import check_statistics
+
+EXPECTED = "an .npz, or a .npy of a dict, with `mu` (D,) and `sigma` (D, D)"
+
+
+def load_statistics(path: str | Path) -> tuple[Tensor, Tensor] | None:
+    """(mu, sigma) in float64 of a file of statistics; None for any other file or folder.
+
+    An `.npz` with `mu` and `sigma`, or a `.npy` of a pickled dict of them, as the published code
+    has it; of its pickle nothing is executed.
+
+    Raises ValueError, which names the file, where they are damaged, not finite or no covariance.
+    """
+    path = Path(path).expanduser()
+    suffix = path.suffix.lower()
+    if suffix not in (".npz", ".npy") or not path.is_file():
+        return None
+    try:
+        found = _read_npz(path) if suffix == ".npz" else _read_npy(path)
+        if found is None:
+            return None
+        mu, sigma = (torch.from_numpy(np.asarray(part, dtype=np.float64)) for part in found)
+        check_statistics("load_statistics", "path", mu, sigma)
+    except Exception as error:  # a damaged or hostile file may raise anything
+        raise fail("load_statistics", "path", EXPECTED, f"{path}: {error}") from None
+    return mu, sigma
+
+
+def _read_npz(path: Path) -> tuple[Any, Any] | None:
+    with np.load(path, allow_pickle=False) as file:
+        if "mu" not in file.files or "sigma" not in file.files:
+            return None
+        return file["mu"], file["sigma"]
+
+
+def _read_npy(path: Path) -> tuple[Any, Any] | None:
+    """The dict of a `.npy`; None for one that holds an array."""
+    with open(path, "rb") as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0
+        _, _, dtype = read(file) if version == (1, 0) else np.lib.format.read_array_header_2_0(file)
+        if not dtype.hasobject:
+            return None
+        content = load_arrays(file)
+    held = content.item() if isinstance(content, np.ndarray) and content.size == 1 else content
+    if not isinstance(held, dict):
+        raise ValueError(f"a pickle of {type(held).__name__}")
+    by_name = {key.decode() if isinstance(key, bytes) else key: held[key] for key in held}
+    return by_name["mu"], by_name["sigma"]
