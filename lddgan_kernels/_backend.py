@@ -13,6 +13,7 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from lddgan_kernels import _extension
 
@@ -62,6 +63,14 @@ def triton_interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+def transformed() -> bool:
+    """Whether forward-mode derivatives or transforms of torch.func are at work.
+
+    They pass through PyTorch's operators alone; a kernel would drop a tangent without a word.
+    """
+    return forward_ad._current_level >= 0 or torch._C._functorch.maybe_current_level() is not None
+
+
 def unavailable(op: str, backend: str, x: Tensor, kernels: tuple[str, ...]) -> str | None:
     """Why `backend` cannot run `op` on tensors like `x`, in a few words; None when it can.
 
@@ -78,10 +87,13 @@ def unavailable(op: str, backend: str, x: Tensor, kernels: tuple[str, ...]) -> s
             return f"the tensors are on {x.device}, not on the CPU"
         if backend not in kernels:
             return None  # nothing faster than the reference is known, so `cpu` runs it
-        if not _extension.is_loaded():
-            return _extension.why_missing()
     elif backend not in kernels:
         return f"{op} has no {backend} kernel"
+    if transformed():
+        return "forward-mode derivatives and transforms of torch.func run on the reference only"
+    if backend == "cpu":
+        if not _extension.is_loaded():
+            return _extension.why_missing()
     elif backend == "triton":
         if not has_triton():
             return "Triton is not installed"
@@ -107,6 +119,8 @@ def direct_calls(backend: str | None) -> ModuleType | None:
     """
     if backend is not None or _default is not None or torch.compiler.is_compiling():
         return None
+    if transformed():
+        return None
     return _extension.module()
 
 
@@ -130,7 +144,7 @@ def select(op: str, x: Tensor, requested: str | None, kernels: tuple[str, ...]) 
     if named is None:
         if x.is_cpu:  # Triton's interpreter must be named
             native = "cpu" in kernels and x.dtype in NATIVE_DTYPES and _extension.is_loaded()
-            return "cpu" if native else "reference"
+            return "cpu" if native and not transformed() else "reference"
         for backend in kernels:
             if unavailable(op, backend, x, kernels) is None:
                 return backend

@@ -1,6 +1,7 @@
 """Argument checks with uniform messages: `<op>: <arg> must be <expected>, got <actual>`."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,14 +48,38 @@ def check_like(op: str, arg: str, x: Tensor, main: Tensor, main_arg: str = "x") 
         raise fail(op, arg, f"on {main.device} like {main_arg}", x.device)
 
 
+def promoted(*operands: Any) -> tuple[Any, ...]:
+    """Under autocast, tensors of several dtypes in the widest, as PyTorch's own sums take them.
+
+    What is no tensor stays; so do all where autocast is off.
+    """
+    main = operands[0]
+    if not isinstance(main, Tensor) or not torch.is_autocast_enabled(main.device.type):
+        return operands
+    dtype = main.dtype
+    for other in operands[1:]:
+        if isinstance(other, Tensor):
+            dtype = torch.promote_types(dtype, other.dtype)
+    return tuple(x.to(dtype) if isinstance(x, Tensor) else x for x in operands)
+
+
 def memory_format(x: Tensor) -> torch.memory_format:
     """The layout an op returns for the image `x`: channels_last if `x` has it, else contiguous.
 
-    Where strides fit both (one channel, 1x1 maps), contiguous.
+    Where strides fit both (one channel, 1x1 maps), contiguous; so under `torch.vmap`, where PyTorch
+    does not tell.
     """
-    if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+    if _vectorized() or x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
         return torch.contiguous_format
     return torch.channels_last
+
+
+def _vectorized() -> bool:
+    """Whether `torch.vmap` is at work, also inside other transforms."""
+    if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is None:
+        return False
+    stack = torch._C._functorch.get_interpreter_stack() or []
+    return any(level.key() == torch._C._functorch.TransformType.Vmap for level in stack)
 
 
 def dense(x: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ from torch.autograd.graph import increment_version
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from lddgan_kernels._backend import transformed
+
 Value = TypeVar("Value")
 
 
@@ -45,7 +47,7 @@ class Derived(Generic[Value]):
         self._value: Value | None = None
 
     def __call__(self, *weights: Tensor | None) -> Value:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or transformed():
             return self.make(*weights)
         given = [weight for weight in weights if weight is not None]
         if self.differentiable and torch.is_grad_enabled() and any(w.requires_grad for w in given):

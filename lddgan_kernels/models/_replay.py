@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lddgan_kernels import _extension
-from lddgan_kernels._backend import default_backend
+from lddgan_kernels._backend import default_backend, transformed
 from lddgan_kernels._module_state import ModuleState
 
 MOST_SHAPES = 8  # kept at once
@@ -77,6 +77,7 @@ def _suits(inputs: tuple[Tensor, ...]) -> bool:
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
+        and not transformed()
         and all(type(x) is Tensor and x.is_cpu for x in inputs)  # no fake
     )
 

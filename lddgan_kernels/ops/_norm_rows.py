@@ -7,21 +7,23 @@ from lddgan_kernels._checks import check_tensor, fail
 
 
 def check_rows(
-    op: str,
-    arg: str,
-    rows: Tensor,
-    shapes: tuple[tuple[int, ...], ...],
-    dtype: torch.dtype,
-    device: torch.device,
-) -> None:
-    """`rows` must have one of `shapes`, x's device, and x's dtype or float32."""
+    op: str, arg: str, rows: Tensor, shapes: tuple[tuple[int, ...], ...], x: Tensor
+) -> Tensor:
+    """`rows`, which must have one of `shapes`, x's device, and x's dtype or float32.
+
+    Beside an x in float32 they may be narrower, as a linear layer's are under autocast; they are
+    widened then.
+    """
     check_tensor(op, arg, rows)
     if rows.shape not in shapes:
         expected = " or ".join(map(str, shapes))
         raise fail(op, arg, f"of shape {expected}", tuple(rows.shape))
-    if rows.dtype not in (dtype, torch.float32) or rows.device != device:
-        expected = f"{dtype} or torch.float32 on {device} like x"
+    narrower = (torch.bfloat16, torch.float16) if x.dtype == torch.float32 else ()
+    dtypes = dict.fromkeys((x.dtype, torch.float32, *narrower))
+    if rows.dtype not in dtypes or rows.device != x.device:
+        expected = f"{' or '.join(map(str, dtypes))} on {x.device} like x"
         raise fail(op, arg, expected, f"{rows.dtype} on {rows.device}")
+    return rows.float() if rows.dtype in narrower else rows
 
 
 def adjacent(rows: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from lddgan_kernels._checks import (
     fail,
     like_layout,
     memory_format,
+    promoted,
 )
 from lddgan_kernels.ops._norm_plan import (
     NormPlan,
@@ -55,14 +56,14 @@ def ada_group_norm(
 
     Args:
         x: (N, C1, H, W) float32/bfloat16/float16, contiguous or channels_last.
-        scale: (N, C) or (C,), C = C1 + C2; gamma itself, not 1 + gamma. x's dtype or float32; the
-            rows may be slices of a larger matrix.
+        scale: (N, C) or (C,), C = C1 + C2; gamma itself, not 1 + gamma. x's dtype or float32 (or
+            narrower than a float32 x); the rows may be slices of a larger matrix.
         shift: like scale.
         num_groups: divides C; groups may straddle x and x2.
         eps: added to the variance.
         activation: "silu" or None.
         x2: (N, C2, H, W) of x's dtype, read as if concatenated to x on channels.
-        bias: (N, C1), added to x before the statistics; x's dtype or float32.
+        bias: (N, C1), added to x before the statistics; of a dtype like scale's.
         moments: what `residual_scale_moments` returned beside x, for the same num_groups: it spares
             the pass over x that takes statistics on "cuda" and "triton"; the others take their own.
             Without x2 and bias.
@@ -82,7 +83,8 @@ def ada_group_norm(
         out = direct.ada_group_norm(x, scale, shift, num_groups, eps, silu, bias)
         if out is not None:
             return out
-    _check(x, scale, shift, num_groups, activation, x2, bias)
+    x, x2 = promoted(x, x2)
+    scale, shift, bias = _check(x, scale, shift, num_groups, activation, x2, bias)
     if moments is not None:
         _check_moments(moments, x, num_groups, x2, bias)
     chosen = select("ada_group_norm", x, backend, KERNELS)
@@ -136,7 +138,8 @@ def _check(
     activation: str | None,
     x2: Tensor | None,
     bias: Tensor | None,
-) -> None:
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """scale, shift and bias as the kernels take them."""
     op = "ada_group_norm"
     check_image(op, "x", x)
     dtype, device = x.dtype, x.device
@@ -154,10 +157,11 @@ def _check(
     if activation not in ("silu", None):
         raise fail(op, "activation", "'silu' or None", repr(activation))
     shapes = ((n, c), (c,))
-    check_rows(op, "scale", scale, shapes, dtype, device)
-    check_rows(op, "shift", shift, shapes, dtype, device)
+    scale = check_rows(op, "scale", scale, shapes, x)
+    shift = check_rows(op, "shift", shift, shapes, x)
     if bias is not None:
-        check_rows(op, "bias", bias, ((n, c1),), dtype, device)
+        bias = check_rows(op, "bias", bias, ((n, c1),), x)
+    return scale, shift, bias
 
 
 def _check_moments(

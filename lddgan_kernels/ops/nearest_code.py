@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lddgan_kernels import _extension
-from lddgan_kernels._backend import select
+from lddgan_kernels._backend import select, transformed
 from lddgan_kernels._checks import (
     check_image,
     check_tensor,
@@ -49,6 +49,10 @@ def nearest_code(
     """
     _check(z, codebook)
     chosen = select("nearest_code", z, backend, KERNELS)
+    codebook = codebook.detach()
+    if transformed():
+        quantised, indices = _forward(z.detach(), codebook, chosen)
+        return quantised + (z - z.detach()), indices
     if torch.is_grad_enabled() and z.requires_grad:
         return _NearestCode.apply(z, codebook, chosen)
     return _forward(z, codebook, chosen)

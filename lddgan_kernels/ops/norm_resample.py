@@ -73,7 +73,7 @@ def norm_resample(
         ValueError: a shape, dtype or device does not fit, num_groups does not divide C, or the
             direction or activation is unknown. RuntimeError: a named backend cannot run.
     """
-    _check(x, scale, shift, num_groups, direction, skip, activation, moments)
+    scale, shift = _check(x, scale, shift, num_groups, direction, skip, activation, moments)
     chosen = select("norm_resample", x, backend, KERNELS)
     if chosen == "reference":
         return norm_resample_reference(
@@ -118,7 +118,8 @@ def _resample(x: Tensor, direction: str) -> Tensor:
     across = taps(direction, x.device).to(x.dtype)
     weight = across.outer(across).expand(x.shape[1], 1, 4, 4)
     convolve = F.conv_transpose2d if direction == "up" else F.conv2d
-    return convolve(x, weight, stride=2, padding=1, groups=x.shape[1])
+    with torch.autocast(x.device.type, enabled=False):  # x's dtype stays
+        return convolve(x, weight, stride=2, padding=1, groups=x.shape[1])
 
 
 def _check(
@@ -130,7 +131,8 @@ def _check(
     skip: Tensor | None,
     activation: str | None,
     moments: Tensor | None,
-) -> None:
+) -> tuple[Tensor, Tensor]:
+    """scale and shift as the kernels take them."""
     op = "norm_resample"
     check_image(op, "x", x)
     n, c, h, w = x.shape
@@ -142,8 +144,9 @@ def _check(
         raise fail(op, "x", "at least 2x2 to go down", f"shape {tuple(x.shape)}")
     if activation not in ("silu", None):
         raise fail(op, "activation", "'silu' or None", repr(activation))
-    for name, rows in (("scale", scale), ("shift", shift)):
-        check_rows(op, name, rows, ((n, c), (c,)), x.dtype, x.device)
+    shapes = ((n, c), (c,))
+    scale = check_rows(op, "scale", scale, shapes, x)
+    shift = check_rows(op, "shift", shift, shapes, x)
     if skip is not None:
         check_tensor(op, "skip", skip)
         if skip.ndim != 4 or skip.shape[0] != n or skip.shape[2:] != (h, w):
@@ -159,6 +162,7 @@ def _check(
             expected = f"float32 of shape ({n}, {num_groups}, P, 2) on {x.device}"
             actual = f"{moments.dtype} of {tuple(moments.shape)} on {moments.device}"
             raise fail(op, "moments", expected, actual)
+    return scale, shift
 
 
 def _one_by_one(

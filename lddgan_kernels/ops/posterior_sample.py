@@ -22,6 +22,7 @@ from lddgan_kernels._checks import (
     dense,
     like_layout,
     memory_format,
+    promoted,
 )
 from lddgan_kernels.ops._philox import STREAM_POSTERIOR, normal_reference
 from lddgan_kernels.ops._steps import ScheduleTables, check_steps, check_t_values, take
@@ -69,6 +70,7 @@ def posterior_sample(
         out = direct.posterior_sample(x0, x_next, t, *tables, seeds, noise, STREAM_POSTERIOR, step)
         if out is not None:
             return out
+    x0, x_next, noise = promoted(x0, x_next, noise)
     given = None if noise is None else (noise,)
     seeds = check_steps("posterior_sample", x0, t, schedule, seeds, given, step)
     check_tensor("posterior_sample", "x_next", x_next)

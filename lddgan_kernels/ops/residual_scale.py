@@ -24,6 +24,7 @@ from lddgan_kernels._checks import (
     fail,
     like_layout,
     memory_format,
+    promoted,
 )
 from lddgan_kernels.ops._norm_plan import device_size, moments_plan
 
@@ -58,6 +59,7 @@ def residual_scale(
     Raises:
         ValueError: shapes, dtypes or devices differ. RuntimeError: a named backend cannot run.
     """
+    x, h, h2 = promoted(x, h, h2)
     _check_addends("residual_scale", x, h, h2, bias)
     chosen = select("residual_scale", x, backend, KERNELS)
     return _sum(x, h, h2, bias, factor, chosen)
@@ -92,6 +94,7 @@ def residual_scale_moments(
         RuntimeError: a named backend cannot run.
     """
     op = "residual_scale_moments"
+    x, h, h2 = promoted(x, h, h2)
     _check_addends(op, x, h, h2, bias)
     if x.ndim != 4:
         raise fail(op, "x", "of shape (N, C, H, W)", tuple(x.shape))

@@ -138,7 +138,8 @@ def upfirdn2d_reference(x: Tensor, taps: Tensor, up: int, down: int, pad: Pad) -
         kernel = kernel[:, None] * kernel[None, :]
     stuffed = x.to(compute).reshape(n * c, 1, h, 1, w, 1)
     stuffed = F.pad(stuffed, (0, up - 1, 0, 0, 0, up - 1)).reshape(n * c, 1, h * up, w * up)
-    out = F.conv2d(F.pad(stuffed, pad), kernel[None, None])[:, :, ::down, ::down]
+    with torch.autocast(x.device.type, enabled=False):  # which would take the sums in bfloat16
+        out = F.conv2d(F.pad(stuffed, pad), kernel[None, None])[:, :, ::down, ::down]
     out = out.reshape(n, c, *out.shape[2:]).to(x.dtype)
     return like_layout(out, memory_format(x))
 
