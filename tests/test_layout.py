@@ -13,7 +13,7 @@ PACKAGE = ROOT / "lddgan_kernels"
 
 # Higher imports lower, never a sibling of its own level. `data` serves `metrics` a reference set.
 LEVELS = (
-    ("_version", "_schemas", "_checks", "_module_state", "_bfloat16"),
+    ("_version", "_schemas", "_checks", "_module_state", "_bfloat16", "_options"),
     ("_extension",),
     ("_backend",),
     ("triton",),

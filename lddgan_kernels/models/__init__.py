@@ -1,11 +1,21 @@
 """The networks. All run on `lddgan_kernels.ops`, so `use_backend` reaches into them."""
 
-from lddgan_kernels.models.autoencoder import Autoencoder, AutoencoderConfig, AutoencoderOutput
-from lddgan_kernels.models.discriminator import Discriminator, DiscriminatorConfig
-from lddgan_kernels.models.generator import Generator, GeneratorConfig
+from lddgan_kernels.models.autoencoder import (
+    Autoencoder,
+    AutoencoderConfig,
+    AutoencoderOptions,
+    AutoencoderOutput,
+)
+from lddgan_kernels.models.discriminator import (
+    Discriminator,
+    DiscriminatorConfig,
+    DiscriminatorOptions,
+)
+from lddgan_kernels.models.generator import Generator, GeneratorConfig, UNetOptions
+from lddgan_kernels.models.generator_options import CommonOptions
 from lddgan_kernels.models.lpips import LPIPS
 from lddgan_kernels.models.patch_discriminator import PatchDiscriminator
-from lddgan_kernels.models.vit_generator import VIT_SIZES, ViTConfig, ViTGenerator
+from lddgan_kernels.models.vit_generator import VIT_SIZES, ViTConfig, ViTGenerator, ViTOptions
 from lddgan_kernels.models.wavelet_generator import WaveletGenerator
 
 __all__ = [
@@ -13,13 +23,18 @@ __all__ = [
     "VIT_SIZES",
     "Autoencoder",
     "AutoencoderConfig",
+    "AutoencoderOptions",
     "AutoencoderOutput",
+    "CommonOptions",
     "Discriminator",
     "DiscriminatorConfig",
+    "DiscriminatorOptions",
     "Generator",
     "GeneratorConfig",
     "PatchDiscriminator",
+    "UNetOptions",
     "ViTConfig",
     "ViTGenerator",
+    "ViTOptions",
     "WaveletGenerator",
 ]

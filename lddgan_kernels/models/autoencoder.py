@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lddgan_kernels._checks import like_layout, memory_format
+from lddgan_kernels._options import Count, Fraction, Whole, check
 from lddgan_kernels.models._replay import Replay
 from lddgan_kernels.models.autoencoder_layers import (
     AttentionBlock,
@@ -26,42 +27,51 @@ CHUNK_PIXELS = 2**20
 
 
 @dataclass(frozen=True)
-class AutoencoderConfig:
-    """An autoencoder's structure.
+class AutoencoderOptions:
+    """Options of an autoencoder."""
 
-    Attributes:
-        image_channels: of the images: 3, or 1 for grey ones.
-        resolution: of the images; with `channel_multipliers` it says where attention sits.
-        latent_channels: of the latent; its resolution is resolution / 2^(levels - 1).
-        base_channels: width of the finest level.
-        channel_multipliers: each level's width over `base_channels`, finest first.
-        num_blocks: residual blocks a level in the encoder; the decoder has one more.
-        attention_resolutions: resolutions whose blocks are each followed by attention.
-        tanh_out: whether the image passes a tanh.
-        codebook_size: codes of the quantiser; 0: none.
-        kl: a diagonal Gaussian latent instead of a quantised one; needs `codebook_size` 0.
-        bounded_latent: whether the latent is normalised, each image's by itself, and passes a tanh:
-            then it fills [-1, 1], and neither an offset nor an outlier makes it weak.
-        dropout: in the residual blocks.
-        z_channels: of the encoder's own output, before the 1x1 convolution to `latent_channels`;
-            None: the same.
-    """
-
-    image_channels: int = 3
-    resolution: int = 32
-    latent_channels: int = 4
-    base_channels: int = 128
-    channel_multipliers: tuple[int, ...] = (1, 2)
-    num_blocks: int = 2
-    attention_resolutions: tuple[int, ...] = ()
+    latent_channels: Count = 4
+    """Channels of the latent; its side is the image's over 2^(levels - 1)."""
+    base_channels: Count = 128
+    """Width of the finest level."""
+    channel_multipliers: tuple[Count, ...] = (1, 2)
+    """Each level's width over base_channels, finest first."""
+    num_blocks: Count = 2
+    """Residual blocks a level in the encoder; the decoder has one more."""
+    attention_resolutions: tuple[Count, ...] = ()
+    """Resolutions whose blocks are each followed by attention."""
     tanh_out: bool = False
-    codebook_size: int = 8192
+    """Whether the image passes a tanh."""
+    codebook_size: Whole = 8192
+    """Codes of the quantiser inside the decoder; 0: none."""
     kl: bool = False
+    """A Gaussian latent with a KL penalty instead; needs codebook_size 0."""
     bounded_latent: bool = False
-    dropout: float = 0.0
-    z_channels: int | None = None
+    """Whether each image's latent is normalised and passes a tanh: then it fills [-1, 1], and
+    neither an offset nor an outlier makes it weak."""
+    dropout: Fraction = 0.0
+    """In the residual blocks."""
+    z_channels: Count | None = None
+    """Of the encoder's own output, before the 1x1 convolution to latent_channels; left out: the
+    same."""
+
+
+@dataclass(frozen=True)
+class ImageShape:
+    """What an autoencoder maps from and to; follows from the images."""
+
+    image_channels: Count = 3
+    """3, or 1 for grey ones."""
+    resolution: Count = 32
+    """Side of the images; with channel_multipliers it says where attention sits."""
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig(AutoencoderOptions, ImageShape):
+    """An autoencoder's structure."""
 
     def __post_init__(self) -> None:
+        check(self)
         if self.kl and self.codebook_size:
             raise ValueError(
                 f"AutoencoderConfig: codebook_size must be 0 where kl is set, "

@@ -5,11 +5,13 @@ Gradients of gradients work, as the R1 penalty needs them.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lddgan_kernels._options import Count, check
 from lddgan_kernels.models.layers import (
     TimeBank,
     TimeEmbedding,
@@ -22,42 +24,41 @@ from lddgan_kernels.ops import bias_act, downsample2d, minibatch_stddev, residua
 
 
 @dataclass(frozen=True)
-class DiscriminatorConfig:
-    """A discriminator's structure.
+class DiscriminatorOptions:
+    """Options of a discriminator; the defaults are those of CIFAR-10."""
 
-    Attributes:
-        kind: "small" keeps the resolution in its first block and has 3 or 4 blocks; "large" halves
-            it in every block and has 3 to 6.
-        channels: of x alone.
-        base_channels: the stem has twice as many, the deepest blocks 8 times.
-        time_embedding: width of the time embedding.
-        num_blocks: ResBlocks.
-        patch_size: images are folded into patches of this side, which become channels.
-    """
+    kind: Literal["small", "large"] = "small"
+    """Small keeps the resolution in its first block, large halves it in every one."""
+    base_channels: Count = 64
+    """The stem has twice as many channels, the deepest blocks 8 times."""
+    time_embedding: Count = 128
+    """Width of the time embedding."""
+    num_blocks: Count = 3
+    """Residual blocks: 3 or 4 (small), 3 to 6 (large)."""
+    patch_size: Count = 1
+    """Patches of this side become channels."""
 
-    kind: str
-    channels: int
-    base_channels: int = 64
-    time_embedding: int = 128
-    num_blocks: int = 4
-    patch_size: int = 1
+
+@dataclass(frozen=True)
+class Pair:
+    """What a discriminator sees; follows from the images and the codec."""
+
+    channels: Count
+    """Channels of x alone."""
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig(DiscriminatorOptions, Pair):
+    """A discriminator's structure."""
 
     def __post_init__(self) -> None:
-        if self.kind not in ("small", "large"):
-            raise ValueError(
-                f"DiscriminatorConfig: kind must be 'small' or 'large', got {self.kind!r}"
-            )
+        check(self)
         most = 4 if self.kind == "small" else 6
         if not 3 <= self.num_blocks <= most:
             raise ValueError(
                 f"DiscriminatorConfig: num_blocks must be 3 to {most} for kind {self.kind!r}, "
                 f"got {self.num_blocks}"
             )
-        for name in ("channels", "base_channels", "time_embedding", "patch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"DiscriminatorConfig: {name} must be positive, got {getattr(self, name)}"
-                )
 
     @property
     def widths(self) -> list[int]:

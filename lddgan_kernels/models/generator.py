@@ -14,10 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lddgan_kernels._module_state import ModuleState
+from lddgan_kernels._options import Count, Fraction, check
 from lddgan_kernels.models._derived import Derived
 from lddgan_kernels.models._generator_base import GeneratorBase
 from lddgan_kernels.models.blocks import Block, DownBlock, PyramidDown, ResBlock, UpBlock
 from lddgan_kernels.models.feature_map import FeatureMap
+from lddgan_kernels.models.generator_options import CommonOptions, LatentShape
 from lddgan_kernels.models.layers import (
     Attention,
     BlockControl,
@@ -35,55 +37,39 @@ TABLED_STEPS = 8
 
 
 @dataclass(frozen=True)
-class GeneratorConfig:
-    """A generator's structure; the defaults are the published CIFAR-10 ones.
+class UNetOptions:
+    """Options of a convolutional generator; the defaults are the published CIFAR-10 ones."""
 
-    Attributes:
-        channels: of x and of the output.
-        resolution: height and width of x.
-        base_channels: width of the finest level.
-        channel_multipliers: each level's width over `base_channels`, finest first.
-        num_blocks: residual blocks a level on the way down; one more on the way up.
-        attention_resolutions: those whose blocks get attention; the middle always has it.
-        z_dim: of z.
-        mapping_layers: linear layers of the mapping network after its first.
-        mapping_width: its width.
-        dropout: in the residual blocks.
-        tanh_out: whether the output passes a tanh.
-        patch_size: x is folded into patches of this side, which become channels.
-        input_pyramid: whether each level adds a downsampled input ("residual").
-        fir: resample by the [1, 3, 3, 1] filter; else nearest neighbour and mean.
-        skip_rescale: divide residual sums by sqrt(2).
-        centered: x lies in [-1, 1]; else in [0, 1].
-    """
-
-    channels: int
-    resolution: int
-    base_channels: int = 128
-    channel_multipliers: tuple[int, ...] = (1, 2, 2)
-    num_blocks: int = 2
-    attention_resolutions: tuple[int, ...] = ()
-    z_dim: int = 25
-    mapping_layers: int = 4
-    mapping_width: int = 256
-    dropout: float = 0.0
-    tanh_out: bool = True
-    patch_size: int = 1
+    base_channels: Count = 128
+    """Width of the finest level."""
+    channel_multipliers: tuple[Count, ...] = (1, 2, 2)
+    """Each level's width over base_channels, finest first."""
+    num_blocks: Count = 2
+    """Residual blocks a level on the way down; one more on the way up."""
+    attention_resolutions: tuple[Count, ...] = ()
+    """Resolutions whose blocks have attention; the middle always has it."""
+    dropout: Fraction = 0.0
+    """In the residual blocks; under 1."""
     input_pyramid: bool = True
+    """Whether each level adds a downsampled input ("residual")."""
     fir: bool = True
+    """Resample by the [1, 3, 3, 1] filter; else nearest neighbour and mean."""
     skip_rescale: bool = True
+    """Divide residual sums by sqrt(2)."""
     centered: bool = True
+    """x lies in [-1, 1]; else in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class GeneratorConfig(CommonOptions, UNetOptions, LatentShape):
+    """A generator's structure."""
 
     def __post_init__(self) -> None:
-        for name in ("channels", "resolution", "base_channels", "num_blocks", "z_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"GeneratorConfig: {name} must be positive, got {getattr(self, name)}"
-                )
+        check(self)
         if not self.channel_multipliers:
             raise ValueError("GeneratorConfig: channel_multipliers must hold one a level, got ()")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"GeneratorConfig: dropout must be in [0, 1), got {self.dropout}")
+        if self.dropout == 1:
+            raise ValueError("GeneratorConfig: dropout must be in [0, 1), got 1")
         factor = self.patch_size * 2 ** (len(self.channel_multipliers) - 1)
         if self.resolution % factor:
             raise ValueError(

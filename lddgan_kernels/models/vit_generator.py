@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 from lddgan_kernels._checks import like_layout, memory_format
 from lddgan_kernels._module_state import ModuleState
+from lddgan_kernels._options import Count, check
 from lddgan_kernels.models._generator_base import GeneratorBase
+from lddgan_kernels.models.generator_options import CommonOptions, LatentShape
 from lddgan_kernels.models.layers import Mapping, StyleBank, conv2d, group_count, timestep_embedding
 from lddgan_kernels.ops import ada_group_norm
 
@@ -32,41 +34,33 @@ VIT_SIZES: dict[str, dict[str, int]] = {
 
 
 @dataclass(frozen=True)
-class ViTConfig:
-    """A transformer generator's structure.
+class ViTOptions:
+    """Options of a transformer generator alone."""
 
-    Attributes:
-        channels: of x and of the output.
-        resolution: height and width of x.
-        patch_size: side of the patch behind a token.
-        width: channels of a token; a multiple of `num_heads`.
-        depth: blocks; odd.
-        num_heads: of attention.
-        mlp_width: hidden width of the blocks' second halves.
-        z_dim: of z.
-        mapping_layers: linear layers of the mapping network after its first.
-        mapping_width: its width.
-        tanh_out: whether the output passes a tanh.
-    """
+    width: Count = 512
+    """Channels of a token; a multiple of num_heads."""
+    depth: Count = 5
+    """Blocks; odd."""
+    num_heads: Count = 8
+    """Heads of attention."""
+    mlp_width: Count = 1920
+    """Hidden width of the blocks' second halves."""
 
-    channels: int
-    resolution: int
-    patch_size: int = 2
-    width: int = 512
-    depth: int = 5
-    num_heads: int = 8
-    mlp_width: int = 1920
-    z_dim: int = 25
-    mapping_layers: int = 4
-    mapping_width: int = 256
-    tanh_out: bool = True
+
+@dataclass(frozen=True)
+class ViTConfig(CommonOptions, ViTOptions, LatentShape):
+    """A transformer generator's structure."""
+
+    patch_size: Count = 2
+    """Side of the patch behind a token."""
 
     def __post_init__(self) -> None:
+        check(self)
         for name, divisor in (("resolution", self.patch_size), ("width", self.num_heads)):
             value = getattr(self, name)
-            if divisor < 1 or value < 1 or value % divisor:
+            if value % divisor:
                 raise ValueError(f"ViTConfig: {name} must be a multiple of {divisor}, got {value}")
-        if self.depth < 1 or self.depth % 2 == 0:
+        if self.depth % 2 == 0:
             raise ValueError(f"ViTConfig: depth must be odd, got {self.depth}")
 
     @property

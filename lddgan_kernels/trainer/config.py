@@ -1,25 +1,21 @@
 """What a run is: one tree of frozen dataclasses, the same in TOML, on the command line and in code.
 
 A system is a preset and a codec: "autoencoder" makes LDDGAN, "none" DDGAN, "haar" WDDGAN. The
-annotations hold the valid ranges; `config_file.check` enforces them.
+networks' options are those of `models`. Annotations hold the valid ranges; `config_file.check`
+enforces them.
 """
 
-import math
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
-
-class Range(NamedTuple):
-    """Inclusive bounds of a number, in an annotation."""
-
-    low: float
-    high: float = math.inf
-
-
-Count = Annotated[int, Range(1)]
-Whole = Annotated[int, Range(0)]
-Fraction = Annotated[float, Range(0, 1)]
-NonNegative = Annotated[float, Range(0)]
+from lddgan_kernels._options import Count, Fraction, NonNegative, Range, Whole
+from lddgan_kernels.models import (
+    AutoencoderOptions,
+    CommonOptions,
+    DiscriminatorOptions,
+    UNetOptions,
+    ViTOptions,
+)
 
 
 @dataclass(frozen=True)
@@ -34,30 +30,6 @@ class Images:
     """Mirror half of the images left to right; not for digits or text."""
     workers: Whole = 0
     """Processes that decode images."""
-
-
-@dataclass(frozen=True)
-class AutoencoderModel:
-    """The autoencoder, for the codec "autoencoder"."""
-
-    latent_channels: Count = 4
-    """Channels of the latent; its side is the image's over 2^(levels - 1)."""
-    base_channels: Count = 128
-    """Width of the finest level."""
-    channel_multipliers: tuple[Count, ...] = (1, 2)
-    """Each level's width over base_channels, finest first."""
-    num_blocks: Count = 2
-    """Residual blocks a level."""
-    attention_resolutions: tuple[Count, ...] = ()
-    """Resolutions whose blocks are followed by attention."""
-    tanh_out: bool = False
-    """Whether the image passes a tanh."""
-    codebook_size: Whole = 8192
-    """Codes of the quantiser inside the decoder; 0: none."""
-    kl: bool = False
-    """A Gaussian latent with a KL penalty instead; needs codebook_size 0."""
-    bounded_latent: bool = False
-    """Whether the latent is normalised and passes a tanh: then it fills [-1, 1]."""
 
 
 @dataclass(frozen=True)
@@ -89,60 +61,12 @@ class Diffusion:
 
 
 @dataclass(frozen=True)
-class GeneratorModel:
-    """The generator; its channels and resolution follow from the codec."""
+class GeneratorOptions(CommonOptions, UNetOptions):
+    """The generator; its channels and resolution follow from the codec. The kind "vit" takes its
+    other options from [vit]."""
 
     kind: Literal["ncsnpp", "wavelet", "vit"] = "ncsnpp"
     """NCSN++ with FIR resampling, WDDGAN's with wavelets, or the transformer of [vit]."""
-    patch_size: Count = 1
-    """Patches of this side become channels, or the transformer's tokens."""
-    base_channels: Count = 128
-    """Width of the finest level."""
-    channel_multipliers: tuple[Count, ...] = (1, 2, 2)
-    """Each level's width over base_channels, finest first."""
-    num_blocks: Count = 2
-    """Residual blocks a level on the way down; one more on the way up."""
-    attention_resolutions: tuple[Count, ...] = ()
-    """Resolutions with attention; the middle always has it."""
-    z_dim: Count = 25
-    """Width of the latent z."""
-    mapping_layers: Whole = 4
-    """Linear layers of the mapping network after its first."""
-    mapping_width: Count = 256
-    """Width of the mapping network."""
-    dropout: Fraction = 0.0
-    """In the residual blocks."""
-    tanh_out: bool = True
-    """Whether the output passes a tanh."""
-
-
-@dataclass(frozen=True)
-class ViTModel:
-    """The generator of kind "vit"; of the generator's fields it uses patch_size, z_dim, mapping_*
-    and tanh_out."""
-
-    width: Count = 512
-    """Channels of a token."""
-    depth: Count = 5
-    """Blocks; odd."""
-    num_heads: Count = 8
-    """Heads of attention."""
-    mlp_width: Count = 1920
-    """Hidden width of the blocks' second halves."""
-
-
-@dataclass(frozen=True)
-class DiscriminatorModel:
-    """The discriminator."""
-
-    kind: Literal["small", "large"] = "small"
-    """Small keeps the resolution in its first block, large halves it in every one."""
-    base_channels: Count = 64
-    """The stem has twice as many channels, the deepest blocks 8 times."""
-    time_embedding: Count = 128
-    """Width of the time embedding."""
-    num_blocks: Count = 3
-    """Residual blocks: 3 or 4 (small), 3 to 6 (large)."""
 
 
 @dataclass(frozen=True)
@@ -208,11 +132,11 @@ class Config:
     channels_last: bool = False
     """Memory layout of images and convolution weights."""
     images: Images = field(default_factory=Images)
-    autoencoder: AutoencoderModel = field(default_factory=AutoencoderModel)
+    autoencoder: AutoencoderOptions = field(default_factory=AutoencoderOptions)
     autoencoder_training: AutoencoderTraining = field(default_factory=AutoencoderTraining)
     diffusion: Diffusion = field(default_factory=Diffusion)
-    generator: GeneratorModel = field(default_factory=GeneratorModel)
-    vit: ViTModel = field(default_factory=ViTModel)
-    discriminator: DiscriminatorModel = field(default_factory=DiscriminatorModel)
+    generator: GeneratorOptions = field(default_factory=GeneratorOptions)
+    vit: ViTOptions = field(default_factory=ViTOptions)
+    discriminator: DiscriminatorOptions = field(default_factory=DiscriminatorOptions)
     gan: GanTraining = field(default_factory=GanTraining)
     log: Log = field(default_factory=Log)

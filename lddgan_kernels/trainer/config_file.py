@@ -1,16 +1,14 @@
 """Configurations in and out of TOML, checked field by field."""
 
 import dataclasses
-import difflib
 import tomllib
-import types
-import typing
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from lddgan_kernels.trainer.config import Config, Range
+from lddgan_kernels import _options
+from lddgan_kernels.trainer.config import Config
 
 
 def presets() -> list[str]:
@@ -46,7 +44,7 @@ def parse(text: str, source: str = "config") -> Config:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{source}: not valid TOML: {error}") from None
-    return _build(Config, table, source, "")
+    return _options.build(Config, table, source)
 
 
 def dump(config: Config) -> str:
@@ -58,7 +56,7 @@ def dump(config: Config) -> str:
 
 def check(config: Config) -> None:
     """Raises ValueError for a field of the wrong type or out of range."""
-    _build(Config, dataclasses.asdict(config), "config", "")
+    _options.build(Config, dataclasses.asdict(config), "config")
 
 
 def differences(old: Config, new: Config) -> list[str]:
@@ -82,53 +80,3 @@ def _without_none(table: dict[str, Any]) -> dict[str, Any]:
         for key, value in table.items()
         if value is not None
     }
-
-
-def _build(kind: type, table: dict[str, Any], source: str, prefix: str) -> Any:
-    hints = typing.get_type_hints(kind, include_extras=True)
-    for key in table:
-        if key not in hints:
-            near = difflib.get_close_matches(key, hints, 1, 0.0)[0]
-            raise ValueError(
-                f"{source}: field {prefix}{key} does not exist, did you mean {prefix}{near}?"
-            )
-    values = {
-        key: _convert(value, hints[key], source, prefix + key) for key, value in table.items()
-    }
-    return kind(**values)
-
-
-def _convert(value: Any, hint: Any, source: str, name: str) -> Any:
-    """`value` as `hint` wants it: lists become tuples, integers floats; else ValueError."""
-    if dataclasses.is_dataclass(hint):
-        if not isinstance(value, dict):
-            raise _wrong(source, name, "a table", value)
-        return _build(typing.cast(type, hint), value, source, name + ".")
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Annotated:
-        value = _convert(value, arguments[0], source, name)
-        bounds = next(extra for extra in arguments[1:] if isinstance(extra, Range))
-        if not bounds.low <= value <= bounds.high:
-            raise _wrong(source, name, f"in {bounds.low}..{bounds.high}", value)
-        return value
-    if origin is Literal:
-        if value not in arguments or isinstance(value, bool):
-            raise _wrong(source, name, f"one of {', '.join(map(str, arguments))}", value)
-        return value
-    if origin in (typing.Union, types.UnionType):
-        wanted = next(argument for argument in arguments if argument is not type(None))
-        return None if value is None else _convert(value, wanted, source, name)
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise _wrong(source, name, "a list", value)
-        items = enumerate(value)
-        return tuple(_convert(v, arguments[0], source, f"{name}[{i}]") for i, v in items)
-    if hint is float and type(value) is int:
-        return float(value)
-    if type(value) is not hint:
-        raise _wrong(source, name, hint.__name__, value)
-    return value
-
-
-def _wrong(source: str, name: str, expected: str, value: Any) -> ValueError:
-    return ValueError(f"{source}: {name} must be {expected}, got {value!r}")

@@ -1,6 +1,6 @@
 """From a configuration to networks and codecs."""
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any, TypeVar, cast
 
 import torch
@@ -9,6 +9,7 @@ from torch import nn
 from lddgan_kernels.models import (
     Autoencoder,
     AutoencoderConfig,
+    CommonOptions,
     Discriminator,
     DiscriminatorConfig,
     Generator,
@@ -21,9 +22,6 @@ from lddgan_kernels.trainer import config_file
 from lddgan_kernels.trainer.codec import AutoencoderCodec, Codec, HaarCodec, PixelCodec
 from lddgan_kernels.trainer.config import Config
 
-# What a transformer takes of the generator's options.
-VIT_OPTIONS = ("patch_size", "z_dim", "mapping_layers", "mapping_width", "tanh_out")
-
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -34,13 +32,13 @@ def validate(config: Config) -> None:
     discriminator_config(config)
     if config.codec == "autoencoder":
         autoencoder_config(config)
-    resolution = latent_shape(config)[1]
-    model = config.discriminator
-    smallest = 2 ** (model.num_blocks - (model.kind == "small"))
-    if resolution < smallest:
+    resolution, model = latent_shape(config)[1], config.discriminator
+    smallest = model.patch_size * 2 ** (model.num_blocks - (model.kind == "small"))
+    if resolution % model.patch_size or resolution < smallest:
         raise ValueError(
             f"config: discriminator.num_blocks must leave a latent of {resolution} px something, "
-            f"got {model.num_blocks} (kind {model.kind!r}), which need {smallest} px"
+            f"got {model.num_blocks} (kind {model.kind!r}, patches of {model.patch_size}), which "
+            f"need {smallest} px"
         )
 
 
@@ -73,7 +71,7 @@ def generator_config(config: Config) -> GeneratorConfig | ViTConfig:
     channels, resolution, _ = latent_shape(config)
     options = asdict(config.generator)
     if options.pop("kind") == "vit":
-        shared = {name: options[name] for name in VIT_OPTIONS}
+        shared = {field.name: options[field.name] for field in fields(CommonOptions)}
         return ViTConfig(channels, resolution, **shared, **asdict(config.vit))
     return GeneratorConfig(channels, resolution, **options)
 

@@ -10,15 +10,9 @@ from typing import Any, Literal
 import torch
 
 from lddgan_kernels.interop import load_published
-from lddgan_kernels.models import Autoencoder, Generator
+from lddgan_kernels.models import Autoencoder, AutoencoderOptions, Generator
 from lddgan_kernels.trainer import networks
-from lddgan_kernels.trainer.config import (
-    AutoencoderModel,
-    Config,
-    Diffusion,
-    GeneratorModel,
-    Images,
-)
+from lddgan_kernels.trainer.config import Config, Diffusion, GeneratorOptions, Images
 from lddgan_kernels.trainer.system import System
 
 
@@ -64,7 +58,7 @@ def published_system(
         raise ValueError(f"sample: network must be a generator, got {network}")
     channels, resolution = generator.config.channels, generator.config.resolution
     codec: Literal["autoencoder", "haar", "none"]
-    decoder, structure = None, AutoencoderModel()
+    decoder, structure = None, AutoencoderOptions()
     if autoencoder is not None:
         decoder = _load_autoencoder(*autoencoder, options)
         own = decoder.config
@@ -74,8 +68,8 @@ def published_system(
                 f"channels, got {own.latent_channels}"
             )
         codec, images = "autoencoder", Images(resolution * own.factor, _colours(own.image_channels))
-        names = [field.name for field in fields(AutoencoderModel)]
-        structure = AutoencoderModel(**{name: getattr(own, name) for name in names})
+        names = [field.name for field in fields(AutoencoderOptions)]
+        structure = AutoencoderOptions(**{name: getattr(own, name) for name in names})
     elif channels == 12:
         codec, images = "haar", Images(2 * resolution)
     else:
@@ -86,7 +80,7 @@ def published_system(
         images=images,
         autoencoder=structure,
         diffusion=Diffusion(int(options.get("num_timesteps", 4))),
-        generator=GeneratorModel(z_dim=generator.config.z_dim),
+        generator=GeneratorOptions(z_dim=generator.config.z_dim),
     )
     if decoder is not None:
         networks.place(decoder, device, config)

@@ -53,7 +53,7 @@ def generator_state():
 
 @pytest.fixture(scope="module")
 def discriminator_state():
-    config = DiscriminatorConfig("small", 3, base_channels=4, time_embedding=8, num_blocks=3)
+    config = DiscriminatorConfig(3, "small", base_channels=4, time_embedding=8, num_blocks=3)
     return to_published(Discriminator(config))
 
 
@@ -172,9 +172,9 @@ def test_missing_options_take_the_published_defaults():
         attention_resolutions=(16,), z_dim=100, mapping_layers=3, mapping_width=256, tanh_out=True,
     )  # fmt: skip
     small = discriminator_config("Discriminator_small", {"nc": 8}, {})
-    assert small == DiscriminatorConfig("small", 4, 64, 128, 4)
+    assert small == DiscriminatorConfig(4, "small", 64, 128, 4)
     large = discriminator_config("Discriminator_large", {"nc": 6}, {})
-    assert large == DiscriminatorConfig("large", 3, 32, 128, 6)
+    assert large == DiscriminatorConfig(3, "large", 32, 128, 6)
 
 
 def test_channels_are_read_from_the_weights(generator_state, discriminator_state):

@@ -6,8 +6,8 @@ import torch
 from lddgan_kernels import use_backend
 from lddgan_kernels.models import Discriminator, DiscriminatorConfig
 
-SMALL = DiscriminatorConfig("small", 3, base_channels=4, time_embedding=8, num_blocks=3)
-LARGE = DiscriminatorConfig("large", 3, base_channels=4, time_embedding=8, num_blocks=4)
+SMALL = DiscriminatorConfig(3, "small", base_channels=4, time_embedding=8, num_blocks=3)
+LARGE = DiscriminatorConfig(3, "large", base_channels=4, time_embedding=8, num_blocks=4)
 
 
 def make(config, dtype=torch.float32):
@@ -37,9 +37,9 @@ def penalty(module, x, t, x_next):
 def test_every_depth(kind, num_blocks):
     if kind == "small" and num_blocks > 4:
         with pytest.raises(ValueError, match="num_blocks must be 3 to 4"):
-            DiscriminatorConfig(kind, 3, num_blocks=num_blocks)
+            DiscriminatorConfig(3, kind, num_blocks=num_blocks)
         return
-    config = DiscriminatorConfig(kind, 3, base_channels=4, time_embedding=8, num_blocks=num_blocks)
+    config = DiscriminatorConfig(3, kind, base_channels=4, time_embedding=8, num_blocks=num_blocks)
     y = make(config)(*inputs(config, size=64))
     assert y.shape == (4, 1)
     assert torch.isfinite(y).all()
@@ -97,7 +97,7 @@ def test_channels_last_and_bfloat16(config):
 
 def test_odd_sizes_and_patches():
     assert make(SMALL)(*inputs(SMALL, size=13)).shape == (4, 1)
-    config = DiscriminatorConfig("small", 3, base_channels=4, time_embedding=8, patch_size=2)
+    config = DiscriminatorConfig(3, "small", base_channels=4, time_embedding=8, patch_size=2)
     assert make(config)(*inputs(config, size=16)).shape == (4, 1)
 
 
@@ -133,10 +133,10 @@ def test_compiles():
 
 
 def test_bad_inputs():
-    with pytest.raises(ValueError, match="kind must be 'small' or 'large', got 'tiny'"):
-        DiscriminatorConfig("tiny", 3)
-    with pytest.raises(ValueError, match="base_channels must be positive"):
-        DiscriminatorConfig("small", 3, base_channels=0)
+    with pytest.raises(ValueError, match="kind must be one of small, large, got 'tiny'"):
+        DiscriminatorConfig(3, "tiny")
+    with pytest.raises(ValueError, match="base_channels must be at least 1"):
+        DiscriminatorConfig(3, "small", base_channels=0)
     module = make(SMALL)
     x, t, x_next = inputs(SMALL)
     for args, name in (

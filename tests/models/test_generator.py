@@ -74,7 +74,7 @@ def test_dropout_acts_in_training_only():
 @pytest.mark.parametrize(("changes", "message"), [
     ({"channel_multipliers": ()}, "channel_multipliers must hold one a level"),
     ({"resolution": 15}, "resolution must be a multiple of 2"),
-    ({"base_channels": 0}, "base_channels must be positive"),
+    ({"base_channels": 0}, "base_channels must be at least 1"),
     ({"dropout": 1.0}, "dropout must be in"),
     ({"base_channels": 6}, "channels must be a multiple of 32"),
 ])  # fmt: skip

@@ -1,4 +1,6 @@
+import ast
 import dataclasses
+import inspect
 
 import pytest
 
@@ -63,13 +65,16 @@ def test_unknown_preset_lists_those_there_are():
         ("[gan]\nbatch_size = 'a'", "gan.batch_size must be int, got 'a'"),
         ("[gan]\nbatch_size = 1.5", "gan.batch_size must be int, got 1.5"),
         ("[gan]\nbatch_size = true", "gan.batch_size must be int, got True"),
-        ("[gan]\nbatch_size = 0", "gan.batch_size must be in 1..inf, got 0"),
+        ("[gan]\nbatch_size = 0", "gan.batch_size must be at least 1, got 0"),
         ("[gan]\nema_decay = 2", "gan.ema_decay must be in 0..1, got 2.0"),
         ("[gan]\nema_decay = nan", "gan.ema_decay must be in 0..1, got nan"),
         ("[diffusion]\nnum_steps = 9", "diffusion.num_steps must be in 1..8, got 9"),
         ("codec = 'pixels'", "codec must be one of autoencoder, haar, none, got 'pixels'"),
         ("[generator]\nchannel_multipliers = 2", "channel_multipliers must be a list, got 2"),
-        ("[generator]\nchannel_multipliers = [1, 0]", r"channel_multipliers\[1\] must be in 1"),
+        (
+            "[generator]\nchannel_multipliers = [1, 0]",
+            r"multipliers\[1\] must be at least 1",
+        ),
         ("gan = 1", "gan must be a table, got 1"),
         ("gan =", "not valid TOML"),
     ],
@@ -84,7 +89,7 @@ def test_an_integer_is_a_float_too():
 
 
 def test_check_finds_what_the_command_line_let_through():
-    with pytest.raises(ValueError, match="gan.epochs must be in 1..inf, got 0"):
+    with pytest.raises(ValueError, match="gan.epochs must be at least 1, got 0"):
         config_file.check(tiny(gan={"epochs": 0}))
 
 
@@ -110,22 +115,20 @@ def test_differences_name_fields():
 
 
 def test_every_field_is_documented():
-    def documented(kind):
-        import ast
-        import inspect
-
+    def undocumented(kind):
+        """Fields without a string below them, where the class or one it inherits from has them."""
         body = ast.parse(inspect.getsource(kind)).body[0].body
-        fields = {f.name for f in dataclasses.fields(kind)}
         for node, following in zip(body, [*body[1:], None], strict=True):
-            if isinstance(node, ast.AnnAssign) and not dataclasses.is_dataclass(
-                type(getattr(Config(), node.target.id, None))
+            if isinstance(node, ast.AnnAssign) and not (
+                isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
             ):
-                assert isinstance(following, ast.Expr), f"{kind.__name__}.{node.target.id}"
-                fields.discard(node.target.id)
-        return fields
+                yield f"{kind.__name__}.{node.target.id}"
 
-    parts = [Config, *(type(getattr(Config(), name)) for name in documented(Config))]
-    assert all(documented(part) == set() for part in parts[1:])
+    tables = {n: type(v) for n, v in vars(Config()).items() if dataclasses.is_dataclass(v)}
+    classes = {c for t in tables.values() for c in t.__mro__ if dataclasses.is_dataclass(c)}
+    assert len(classes) > len(tables)
+    assert not {name for kind in classes for name in undocumented(kind)}
+    assert set(undocumented(Config)) == {f"Config.{name}" for name in tables}
 
 
 def test_tiny_is_smaller_than_any_preset():

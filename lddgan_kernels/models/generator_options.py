@@ -1,0 +1,31 @@
+"""What all generators have in common."""
+
+from dataclasses import dataclass
+
+from lddgan_kernels._options import Count, Whole
+
+
+@dataclass(frozen=True)
+class LatentShape:
+    """What a generator maps from and to; follows from the images and the codec."""
+
+    channels: Count
+    """Channels of x and of the output."""
+    resolution: Count
+    """Height and width of x."""
+
+
+@dataclass(frozen=True)
+class CommonOptions:
+    """Options of any generator."""
+
+    z_dim: Count = 25
+    """Width of the latent z."""
+    mapping_layers: Whole = 4
+    """Linear layers of the mapping network after its first."""
+    mapping_width: Count = 256
+    """Width of the mapping network."""
+    tanh_out: bool = True
+    """Whether the output passes a tanh."""
+    patch_size: Count = 1
+    """Patches of this side become channels, or the transformer's tokens."""
