@@ -12,15 +12,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lddgan_kernels.interop.options import flag, integer, integers, number, table
 from lddgan_kernels.models.autoencoder import Autoencoder, AutoencoderConfig
 
 NETWORKS = ("AutoencoderKL", "VQModelInterface")
 
+# The name by which one is found in a checkpoint.
+FIRST = "encoder.conv_in.weight"
+
 # What an autoencoder checkpoint holds beside the autoencoder.
-IGNORED = ("loss.", "model_ema.", "discriminator.", "perceptual_loss.", "colorize")
+IGNORED = (
+    *("loss.", "model_ema.", "discriminator.", "perceptual_loss.", "colorize"),
+    # Of quantisers: how often codes were used, averages that the codebook was made from.
+    *("quantize.used", "quantize.re_embed", "quantize.remap", "quantize.embed_avg"),
+    *("quantize.cluster_size", "quantize.embedding.embed_avg", "quantize.embedding.cluster_size"),
+    *("quantize.N", "quantize.ema_"),
+)
 
 # Published options without a default, and the one value of others that is supported.
-REQUIRED = ("in_channels", "out_ch", "ch", "num_res_blocks", "attn_resolutions", "resolution")
+REQUIRED = (
+    *("in_channels", "out_ch", "ch", "num_res_blocks", "attn_resolutions", "resolution"),
+    "z_channels",
+)
 FIXED = {"resamp_with_conv": True, "use_linear_attn": False, "attn_type": "vanilla"}
 
 # Ours -> published, in this order.
@@ -70,6 +83,8 @@ def load_autoencoder(
         elif value.shape != expected[name].shape:
             wanted = tuple(expected[name].shape)
             problems.append(f"{name} is {tuple(value.shape)}, the options make it {wanted}")
+        elif not value.isfinite().all():
+            problems.append(f"{name} holds inf or NaN")
     if problems:
         raise ValueError(
             f"load_published: the weights do not fit {network} with these options:\n  "
@@ -94,31 +109,35 @@ def autoencoder_config(network: str, options: Mapping[str, Any]) -> AutoencoderC
     if network not in NETWORKS:
         raise ValueError(f"load_published: network must be one of {NETWORKS}, got {network!r}")
     kl = network == "AutoencoderKL"
-    dd = _get(options, "ddconfig", network)
+    _get(options, "ddconfig", network)
+    dd = table(options, "ddconfig")
     for name, only in FIXED.items():
         if dd.get(name, only) != only:
             raise ValueError(f"load_published: ddconfig.{name} must be {only}, got {dd[name]}")
     if bool(dd.get("double_z", True)) != kl:
         raise ValueError(f"load_published: ddconfig.double_z must be {kl} for {network}")
-    found = {name: _get(dd, name, network) for name in REQUIRED}
-    if found["in_channels"] != found["out_ch"]:
+    for name in REQUIRED:
+        _get(dd, name, network)
+    for name in ("embed_dim",) if kl else ("embed_dim", "n_embed"):
+        _get(options, name, network)
+    channels = integer(dd, "in_channels", 0)
+    if dd["out_ch"] != channels:
         raise ValueError(
-            f"load_published: ddconfig.out_ch must be in_channels ({found['in_channels']}), "
-            f"got {found['out_ch']}"
+            f"load_published: ddconfig.out_ch must be in_channels ({channels}), got {dd['out_ch']}"
         )
     return AutoencoderConfig(
-        image_channels=found["in_channels"],
-        resolution=found["resolution"],
-        latent_channels=_get(options, "embed_dim", network),
-        base_channels=found["ch"],
-        channel_multipliers=tuple(dd.get("ch_mult", (1, 2, 4, 8))),
-        num_blocks=found["num_res_blocks"],
-        attention_resolutions=tuple(found["attn_resolutions"]),
-        tanh_out=bool(dd.get("tanh_out", False)),
-        codebook_size=0 if kl else _get(options, "n_embed", network),
+        image_channels=channels,
+        resolution=integer(dd, "resolution", 0),
+        latent_channels=integer(options, "embed_dim", 0),
+        base_channels=integer(dd, "ch", 0),
+        channel_multipliers=integers(dd, "ch_mult", (1, 2, 4, 8)),
+        num_blocks=integer(dd, "num_res_blocks", 0),
+        attention_resolutions=integers(dd, "attn_resolutions", ()),
+        tanh_out=flag(dd, "tanh_out", False),
+        codebook_size=0 if kl else integer(options, "n_embed", 0),
         kl=kl,
-        dropout=float(dd.get("dropout", 0.0)),
-        z_channels=_get(dd, "z_channels", network),
+        dropout=number(dd, "dropout", 0.0),
+        z_channels=integer(dd, "z_channels", 0),
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lddgan_kernels.interop.options import flag, integer, integers, number, wrong
 from lddgan_kernels.models import (
     Discriminator,
     DiscriminatorConfig,
@@ -21,6 +22,10 @@ from lddgan_kernels.models import (
 from lddgan_kernels.models.blocks import Block, PyramidDown
 from lddgan_kernels.models.layers import Attention
 from lddgan_kernels.models.wavelet_generator import WaveletPyramidDown, WaveletUpBlock
+
+# Names by which the networks are found in a checkpoint.
+FIRST_OF_GENERATORS = "all_modules.0.weight"
+FIRST_OF_DISCRIMINATORS = "start_conv.weight"
 
 GENERATORS = {"NCSNpp": Generator, "WaveletNCSNpp": WaveletGenerator}
 DISCRIMINATORS = ("Discriminator_small", "Discriminator_large")
@@ -71,41 +76,42 @@ def generator_config(options: Mapping[str, Any], state: Mapping[str, Tensor]) ->
     _check_fixed(options)
     pyramid = str(options.get("progressive_input", "residual")).lower()
     if pyramid not in ("residual", "none"):
-        raise _unsupported("progressive_input", "'residual' or 'none'", pyramid)
+        raise wrong("progressive_input", "'residual' or 'none'", pyramid)
     if not options.get("ch_mult"):
         raise ValueError("load_published: options must hold ch_mult, which has no default")
-    patch = int(options.get("patch_size", 1))
-    channels = options.get("num_channels")
-    if channels is None:
+    patch = integer(options, "patch_size", 1)
+    if options.get("num_channels") is None:
         first = state.get("all_modules.2.weight")
         if first is None or first.ndim != 4:
             raise ValueError("load_published: options must hold num_channels")
         channels = first.shape[1] // patch**2
+    else:
+        channels = integer(options, "num_channels", 0)
     folded = channels * patch**2  # which is what num_out_channels counts
     if options.get("num_out_channels", folded) != folded:
-        raise _unsupported(
+        raise wrong(
             "num_out_channels",
             f"num_channels * patch_size^2 ({folded})",
             options["num_out_channels"],
         )
-    attention = options.get("attn_resolutions", (16,))
+    size = "current_resolution" if "current_resolution" in options else "image_size"
     return GeneratorConfig(
-        channels=int(channels),
-        resolution=int(options.get("current_resolution", options.get("image_size", 32))),
-        base_channels=int(options.get("num_channels_dae", 128)),
-        channel_multipliers=tuple(options["ch_mult"]),
-        num_blocks=int(options.get("num_res_blocks", 2)),
-        attention_resolutions=(attention,) if isinstance(attention, int) else tuple(attention),
-        z_dim=int(options.get("nz", 100)),
-        mapping_layers=int(options.get("n_mlp", 3)),
-        mapping_width=int(options.get("z_emb_dim", 256)),
-        dropout=float(options.get("dropout", 0.0)),
-        tanh_out=not options.get("not_use_tanh", False),
+        channels=channels,
+        resolution=integer(options, size, 32),
+        base_channels=integer(options, "num_channels_dae", 128),
+        channel_multipliers=integers(options, "ch_mult", ()),
+        num_blocks=integer(options, "num_res_blocks", 2),
+        attention_resolutions=integers(options, "attn_resolutions", (16,)),
+        z_dim=integer(options, "nz", 100),
+        mapping_layers=integer(options, "n_mlp", 3, low=0),
+        mapping_width=integer(options, "z_emb_dim", 256),
+        dropout=number(options, "dropout", 0.0),
+        tanh_out=not flag(options, "not_use_tanh", False),
         patch_size=patch,
         input_pyramid=pyramid == "residual",
-        fir=bool(options.get("fir", True)),
-        skip_rescale=bool(options.get("skip_rescale", True)),
-        centered=bool(options.get("centered", True)),
+        fir=flag(options, "fir", True),
+        skip_rescale=flag(options, "skip_rescale", True),
+        centered=flag(options, "centered", True),
     )
 
 
@@ -119,22 +125,23 @@ def discriminator_config(
     """
     _check_fixed(options)
     small = network == "Discriminator_small"
-    patch = int(options.get("patch_size", 1))
-    nc = options.get("nc")
-    if nc is None:
+    patch = integer(options, "patch_size", 1)
+    if options.get("nc") is None:
         stem = state.get("start_conv.weight")
         if stem is None or stem.ndim != 4:
             raise ValueError("load_published: options must hold nc")
         nc = stem.shape[1] // patch**2
+    else:
+        nc = integer(options, "nc", 0)
     if nc % 2:
-        raise _unsupported("nc", "even: it counts the channels of x and x_t", nc)
+        raise wrong("nc", "even: it counts the channels of x and x_t", nc)
     most = 4 if small else 6
     return DiscriminatorConfig(
         kind="small" if small else "large",
-        channels=int(nc) // 2,
-        base_channels=int(options.get("ngf", 64 if small else 32)),
-        time_embedding=int(options.get("t_emb_dim", 128)),
-        num_blocks=min(max(int(options.get("num_layers", most)), 3), most),
+        channels=nc // 2,
+        base_channels=integer(options, "ngf", 64 if small else 32),
+        time_embedding=integer(options, "t_emb_dim", 128),
+        num_blocks=min(max(integer(options, "num_layers", most), 3), most),
         patch_size=patch,
     )
 
@@ -147,11 +154,7 @@ def _check_fixed(options: Mapping[str, Any]) -> None:
         elif isinstance(value, tuple):
             value = list(value)
         if value != only:
-            raise _unsupported(name, repr(only), repr(value))
-
-
-def _unsupported(name: str, expected: str, actual: object) -> ValueError:
-    return ValueError(f"load_published: option {name} must be {expected}, got {actual}")
+            raise wrong(name, repr(only), repr(value))
 
 
 def entries_of(module: Generator | Discriminator) -> list[Entry]:
@@ -266,6 +269,8 @@ def fill(module: Generator | Discriminator, state: Mapping[str, Tensor], network
         elif value.shape != views[name].shape:
             expected = tuple(views[name].shape)
             problems.append(f"{name}: expected {expected}, found {tuple(value.shape)}")
+        elif not value.isfinite().all():
+            problems.append(f"{name} holds inf or NaN")
     if problems:
         raise ValueError(
             f"load_published: the weights do not fit {network} with these options:\n  "

@@ -1,7 +1,7 @@
 """Published DDGAN, WDDGAN and LDDGAN checkpoints: into our modules, and back.
 
 Names and options are those of the published code; both follow from a network's structure, so any
-configuration of it is read. Weights only: a file that could run code is refused.
+configuration of it is read. Nothing in a file is run; one that was made to run code is refused.
 """
 
 from collections.abc import Mapping
@@ -28,10 +28,12 @@ def load_published(
 
     Args:
         checkpoint: a path (`.safetensors`, or a file of `torch.save`), or a state dict under the
-            published names, with or without the `module.` prefix of DDP. A training run's
-            checkpoint with a state dict inside (Lightning's `state_dict`; `netG_dict` and
-            `netD_dict` of the published GANs) will do. Losses and discriminators in an
-            autoencoder's checkpoint are ignored, and named in a warning.
+            published names, with or without prefixes of DDP, `torch.compile` and others. Dicts with
+            a state dict inside will do, under whatever key (Lightning's `state_dict`; `ema`,
+            `model`, `generator`; `netG_dict` and `netD_dict` of the published GANs): averaged
+            weights are preferred, and of a published training run those in its optimizer's state
+            are taken. Objects beside the weights, losses and discriminators in an autoencoder's
+            checkpoint are ignored, entries that are named in a warning.
         network: "NCSNpp" or "WaveletNCSNpp", called as `module(x, t, z)`; "Discriminator_small" or
             "Discriminator_large", called as `module(x, t, x_t)`; "AutoencoderKL" or
             "VQModelInterface", with `.encode(x)` and `.decode(z)`.
@@ -43,7 +45,7 @@ def load_published(
 
     Raises:
         FileNotFoundError: there is no such file. ValueError: the file is truncated, no checkpoint
-            or not weights only; the network is unknown; an option is missing or has a value that is
+            or made to run code; the network is unknown; an option is missing or has a value that is
             not supported; or the options contradict the weights: all names that are missing, not
             expected or of another shape are listed.
     """
@@ -51,9 +53,15 @@ def load_published(
         raise ValueError(f"load_published: network must be one of {NETWORKS}, got {network!r}")
     if not isinstance(options, Mapping):
         raise TypeError(f"load_published: options must be a dict, got {type(options).__name__}")
-    state = read_state_dict(checkpoint, discriminator=network in gan.DISCRIMINATORS)
     if network in autoencoder.NETWORKS:
+        state = read_state_dict(checkpoint, autoencoder.FIRST)
         return autoencoder.load_autoencoder(state, network, options).eval()
+    first, other = (
+        (gan.FIRST_OF_GENERATORS, "netD_dict")
+        if network in gan.GENERATORS
+        else (gan.FIRST_OF_DISCRIMINATORS, "netG_dict")
+    )
+    state = read_state_dict(checkpoint, first, other)
     module: Generator | Discriminator
     if network in gan.GENERATORS:
         kind = gan.GENERATORS[network]
