@@ -11,8 +11,7 @@ from lddgan_kernels.models.autoencoder import AutoencoderOutput
 from lddgan_kernels.models.lpips import LPIPS, MIN_SIZE
 from lddgan_kernels.models.patch_discriminator import PatchDiscriminator
 from lddgan_kernels.trainer.config import Config
-
-Metrics = dict[str, Tensor]
+from lddgan_kernels.trainer.meter import Metrics
 
 
 @dataclass

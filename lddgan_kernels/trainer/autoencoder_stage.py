@@ -10,8 +10,9 @@ from lddgan_kernels.models.autoencoder import Autoencoder
 from lddgan_kernels.models.lpips import LPIPS, MIN_SIZE
 from lddgan_kernels.models.patch_discriminator import PatchDiscriminator, patch_layers
 from lddgan_kernels.trainer import distributed, networks
-from lddgan_kernels.trainer.autoencoder_losses import AutoencoderLoss, Metrics
+from lddgan_kernels.trainer.autoencoder_losses import AutoencoderLoss
 from lddgan_kernels.trainer.config import Config
+from lddgan_kernels.trainer.meter import Metrics
 from lddgan_kernels.trainer.optimizers import adam, learning_rate, set_rate
 from lddgan_kernels.trainer.precision import uses_bfloat16
 from lddgan_kernels.trainer.stage import Batches, step_seed

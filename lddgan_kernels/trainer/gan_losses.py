@@ -6,14 +6,58 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lddgan_kernels.trainer.config import GanTraining
+from lddgan_kernels.trainer.meter import Metrics
 
-def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Non-saturating loss, a scalar: mean softplus(-real) + mean softplus(fake), of logits."""
+
+def discriminator_loss(
+    gan: GanTraining, real: Tensor, fake: Tensor, penalized: Tensor | None = None
+) -> tuple[Tensor, Metrics]:
+    """The discriminator's loss, a scalar: adversarial, and R1 where it is due.
+
+    Args:
+        gan: says the terms and their weights.
+        real: (N, 1) logits of x_t.
+        fake: (N, 1) logits of an x_t drawn from the generator's x_0.
+        penalized: the x_t of `real`, which requires a gradient; None: no R1 in this step.
+    """
+    loss = non_saturating_discriminator(real, fake)
+    metrics = {"discriminator": loss, "logit_real": real.float().mean()}
+    metrics["logit_fake"] = fake.float().mean()
+    if penalized is not None:
+        metrics["r1"] = gradient_penalty(real, penalized)
+        loss = loss + 0.5 * gan.r1_gamma * metrics["r1"]
+    return loss, _detached(metrics)
+
+
+def generator_loss(
+    gan: GanTraining, fake: Tensor, x0: Tensor, predicted: Tensor, progress: float
+) -> tuple[Tensor, Metrics]:
+    """The generator's loss, a scalar: L_adv + lambda L_rec (equation 8).
+
+    Args:
+        gan: says the terms and their weights.
+        fake: (N, 1) logits of an x_t drawn from `predicted`.
+        x0: (N, C, H, W), the data.
+        predicted: (N, C, H, W), the generator's x_0.
+        progress: of training, 0..1.
+    """
+    loss = non_saturating_generator(fake)
+    metrics = {"generator": loss, "reconstruction": reconstruction_loss(x0, predicted)}
+    if gan.reconstruction == "weighted":
+        loss = loss + reconstruction_weight(progress, gan.delta) * metrics["reconstruction"]
+    elif gan.reconstruction == "constant":
+        loss = loss + metrics["reconstruction"]
+    return loss, _detached(metrics)
+
+
+def non_saturating_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """A scalar: mean softplus(-real) + mean softplus(fake), of logits."""
     return F.softplus(-real.float()).mean() + F.softplus(fake.float()).mean()
 
 
-def generator_loss(fake: Tensor) -> Tensor:
-    """Non-saturating loss, a scalar: mean softplus(-fake), of the discriminator's logits."""
+def non_saturating_generator(fake: Tensor) -> Tensor:
+    """A scalar: mean softplus(-fake), of the discriminator's logits."""
     return F.softplus(-fake.float()).mean()
 
 
@@ -44,3 +88,7 @@ def reconstruction_weight(progress: float, delta: float = 6.0) -> float:
     lacks the 2 and would end at 0.5, against its own figure.)
     """
     return 1.0 / (1.0 + math.exp(-delta + 2.0 * delta * progress))
+
+
+def _detached(metrics: Metrics) -> Metrics:
+    return {name: value.detach() for name, value in metrics.items()}

@@ -1,4 +1,4 @@
-"""The diffusion GAN. One step updates the discriminator, then the generator."""
+"""The training of the diffusion GAN."""
 
 from typing import Any
 
@@ -11,6 +11,7 @@ from lddgan_kernels.ops import diffuse_pair, posterior_sample, seeded_normal
 from lddgan_kernels.trainer import distributed, gan_losses, networks
 from lddgan_kernels.trainer.config import Config
 from lddgan_kernels.trainer.ema import Ema
+from lddgan_kernels.trainer.meter import Metrics
 from lddgan_kernels.trainer.optimizers import adam, learning_rate, set_rate
 from lddgan_kernels.trainer.precision import autocast
 from lddgan_kernels.trainer.stage import Batches, step_seed
@@ -53,98 +54,86 @@ class GanStage:
         """Images that go through a network at once."""
         return self.config.gan.batch_size // distributed.world_size() // self.config.gan.accumulate
 
-    def step(self, index: int, batch: Tensor) -> dict[str, Tensor]:
-        """Both updates on one batch of this process; returns losses, still on the device."""
-        gan, accumulate = self.config.gan, self.config.gan.accumulate
-        progress = index / self.steps
+    def step(self, index: int, batch: Tensor) -> Metrics:
+        """One iteration of the algorithm on a batch of this process: both networks' updates.
+
+        The batch goes through in `accumulate` parts; each part of each half has noise of its own,
+        numbered by the `step` of the seeded noise.
+
+        Returns:
+            The losses' metrics, still on the device.
+        """
+        gan, progress = self.config.gan, index / self.steps
+        self._set_rates(progress)
+        torch.manual_seed(step_seed(self.config.seed, self.name, index))
+        batch = batch.to(self.device, non_blocking=True).contiguous(memory_format=self.layout)
+        parts = list(enumerate(batch.chunk(gan.accumulate), index * gan.accumulate))
+        metrics: Metrics = {}
+
+        # The discriminator learns to tell x_t from one drawn by way of the generator's x_0.
+        penalize = gan.r1_gamma > 0 and index % gan.r1_every == 0
+        for i, x0 in parts:
+            t, x_t, x_next = self._diffuse(x0, 2 * i)
+            with torch.no_grad():
+                _, fake = self._denoise(x_next, t, 2 * i)
+            x_t.requires_grad_(penalize)
+            with autocast(self.config, self.device):
+                real_logit = self.discriminator(x_t, t, x_next)
+                fake_logit = self.discriminator(fake, t, x_next)
+            loss, found = gan_losses.discriminator_loss(
+                gan, real_logit, fake_logit, x_t if penalize else None
+            )
+            self._backward(loss, found, metrics)
+        self._update(self.discriminator_optimizer)
+
+        # The generator learns to pass for real, and to meet x_0.
+        self.discriminator.requires_grad_(False)
+        for i, x0 in parts:
+            t, _, x_next = self._diffuse(x0, 2 * i + 1)
+            predicted, fake = self._denoise(x_next, t, 2 * i + 1)
+            with autocast(self.config, self.device):
+                fake_logit = self.discriminator(fake, t, x_next)
+            loss, found = gan_losses.generator_loss(gan, fake_logit, x0, predicted, progress)
+            self._backward(loss, found, metrics)
+        self._update(self.generator_optimizer)
+        self.discriminator.requires_grad_(True)
+
+        self.ema.update(index)
+        return metrics
+
+    def _diffuse(self, x0: Tensor, noise: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(t, x_t, x_{t+1}), t drawn for each sample."""
+        t = torch.randint(0, self.schedule.num_steps, (len(x0),), device=self.device)
+        return t, *diffuse_pair(x0, t, self.schedule, self.seeds[: len(x0)], step=noise)
+
+    def _denoise(self, x_next: Tensor, t: Tensor, noise: int) -> tuple[Tensor, Tensor]:
+        """(predicted x_0, x_t drawn from it)."""
+        seeds = self.seeds[: len(x_next)]
+        shape = (len(x_next), self.config.generator.z_dim)
+        z = seeded_normal(shape, seeds, STREAM_Z, step=noise)
+        with autocast(self.config, self.device):
+            predicted = self.generator(x_next, t, z)
+        predicted = predicted.float().contiguous(memory_format=self.layout)
+        return predicted, posterior_sample(predicted, x_next, t, self.schedule, seeds, step=noise)
+
+    def _backward(self, loss: Tensor, found: Metrics, metrics: Metrics) -> None:
+        """Adds a part's gradients, and its metrics to those of the step."""
+        accumulate = self.config.gan.accumulate
+        (loss / accumulate).backward()
+        for name, value in found.items():
+            metrics[name] = metrics.get(name, 0.0) + value / accumulate
+
+    def _update(self, optimizer: Optimizer) -> None:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def _set_rates(self, progress: float) -> None:
+        gan = self.config.gan
         for optimizer, base in (
             (self.discriminator_optimizer, gan.lr_discriminator),
             (self.generator_optimizer, gan.lr_generator),
         ):
             set_rate(optimizer, learning_rate(base, gan.lr_schedule, progress))
-        batch = batch.to(self.device, non_blocking=True).contiguous(memory_format=self.layout)
-        parts = batch.chunk(accumulate)
-        torch.manual_seed(step_seed(self.config.seed, self.name, index))
-        metrics: dict[str, Tensor] = {}
-
-        def update(half: int, optimizer: Optimizer) -> None:
-            for i, x0 in enumerate(parts):
-                counter = 2 * (index * accumulate + i) + half
-                loss, found = (
-                    self._discriminator_loss(x0, counter, index % gan.r1_every == 0)
-                    if half == 0
-                    else self._generator_loss(x0, counter, progress)
-                )
-                (loss / accumulate).backward()
-                for name, value in found.items():
-                    value = value.detach() / accumulate
-                    metrics[name] = metrics[name] + value if name in metrics else value
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
-        update(0, self.discriminator_optimizer)
-        self.discriminator.requires_grad_(False)
-        update(1, self.generator_optimizer)
-        self.discriminator.requires_grad_(True)
-        self.ema.update(index)
-        return metrics
-
-    def _discriminator_loss(
-        self, x0: Tensor, counter: int, penalize: bool
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        t, x_t, x_next = self._pair(x0, counter)
-        penalize = penalize and self.config.gan.r1_gamma > 0
-        x_t.requires_grad_(penalize)
-        with torch.no_grad():
-            fake = self._fake(x_next, t, counter)[1]
-        with autocast(self.config, self.device):
-            real_logit = self.discriminator(x_t, t, x_next)
-            fake_logit = self.discriminator(fake, t, x_next)
-        loss = gan_losses.discriminator_loss(real_logit, fake_logit)
-        metrics = {
-            "discriminator": loss,
-            "logit_real": real_logit.float().mean(),
-            "logit_fake": fake_logit.float().mean(),
-        }
-        if penalize:
-            metrics["r1"] = gan_losses.gradient_penalty(real_logit, x_t)
-            loss = loss + 0.5 * self.config.gan.r1_gamma * metrics["r1"]
-        return loss, metrics
-
-    def _generator_loss(
-        self, x0: Tensor, counter: int, progress: float
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        t, _, x_next = self._pair(x0, counter)
-        predicted, fake = self._fake(x_next, t, counter)
-        with autocast(self.config, self.device):
-            logit = self.discriminator(fake, t, x_next)
-        loss = gan_losses.generator_loss(logit)
-        metrics = {
-            "generator": loss,
-            "reconstruction": gan_losses.reconstruction_loss(x0, predicted),
-        }
-        kind = self.config.gan.reconstruction
-        if kind == "weighted":
-            weight = gan_losses.reconstruction_weight(progress, self.config.gan.delta)
-            loss = loss + weight * metrics["reconstruction"]
-        elif kind == "constant":
-            loss = loss + metrics["reconstruction"]
-        return loss, metrics
-
-    def _pair(self, x0: Tensor, counter: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(t, x_t, x_{t+1}), t drawn for each sample."""
-        t = torch.randint(0, self.schedule.num_steps, (len(x0),), device=self.device)
-        return t, *diffuse_pair(x0, t, self.schedule, self.seeds[: len(x0)], step=counter)
-
-    def _fake(self, x_next: Tensor, t: Tensor, counter: int) -> tuple[Tensor, Tensor]:
-        """(predicted x_0, x_t drawn from it)."""
-        seeds = self.seeds[: len(x_next)]
-        shape = (len(x_next), self.config.generator.z_dim)
-        z = seeded_normal(shape, seeds, STREAM_Z, step=counter)
-        with autocast(self.config, self.device):
-            predicted = self.generator(x_next, t, z)
-        predicted = predicted.float().contiguous(memory_format=self.layout)
-        return predicted, posterior_sample(predicted, x_next, t, self.schedule, seeds, step=counter)
 
     def modules(self) -> dict[str, nn.Module]:
         """The networks by name."""

@@ -9,18 +9,6 @@ from typing import Any
 from lddgan_kernels.trainer import distributed
 from lddgan_kernels.trainer.folder import RunFolder
 
-# Short names for people, in the order they are shown.
-SHOWN = {
-    "l1": "L1",
-    "lpips": "LPIPS",
-    "discriminator": "D",
-    "generator": "G",
-    "reconstruction": "rec",
-    "r1": "R1",
-    "adversarial": "adv",
-    "critic": "critic",
-}
-
 
 def progress_bar(name: str, start: int, total: int) -> Any:
     """A bar with rate and time left; off the terminal it is drawn every 30 seconds only."""
@@ -96,15 +84,13 @@ class RunLog:
     def step(
         self, stage: str, done: int, total: int, means: Mapping[str, float], speed: float
     ) -> None:
-        """Losses, averaged since the last such line, and images per second."""
+        """Metrics, averaged since the last such line, and images per second."""
         facts = {name: float(f"{value:.6g}") for name, value in means.items()}
         self.write("step", stage=stage, step=done, **facts, images_per_second=round(speed, 1))
-        losses = "  ".join(
-            f"{short} {means[name]:.4f}" for name, short in SHOWN.items() if name in means
-        )
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
         minutes, seconds = divmod(int(self.seconds()), 60)
         self.say(
-            f"{stage} {done}/{total}  {losses}  {speed:.0f} img/s  {minutes}:{seconds:02d} elapsed"
+            f"{stage} {done}/{total}  {shown}  {speed:.0f} img/s  {minutes}:{seconds:02d} elapsed"
         )
         if self._writer is not None:
             for name, value in means.items():

@@ -5,6 +5,10 @@ from torch import Tensor
 
 from lddgan_kernels.trainer import distributed
 
+# What a training step shows of itself: 0-dim tensors by name. Each comes to the log, the report and
+# TensorBoard under that name.
+Metrics = dict[str, Tensor]
+
 
 class NotFinite(RuntimeError):
     """A loss became NaN or infinite."""
@@ -19,7 +23,7 @@ class Meter:
     def __init__(self) -> None:
         self._groups: dict[tuple[str, ...], tuple[Tensor, Tensor, list[int]]] = {}
 
-    def add(self, step: int, metrics: dict[str, Tensor]) -> None:
+    def add(self, step: int, metrics: Metrics) -> None:
         """Adds the 0-dim tensors of one step, all on one device, without reading them."""
         values = torch.stack([value.detach().float() for value in metrics.values()])
         names = tuple(metrics)

@@ -12,18 +12,8 @@ from lddgan_kernels.trainer.files import write_atomically
 from lddgan_kernels.trainer.folder import RunFolder
 
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf")
-# The curves of each stage: a title and the losses that share its axes.
-CURVES: dict[str, list[tuple[str, tuple[str, ...]]]] = {
-    "autoencoder": [
-        ("Autoencoder: losses", ("l1", "lpips", "extra")),
-        ("Autoencoder: patch discriminator", ("critic", "logit_real", "logit_fake")),
-    ],
-    "gan": [
-        ("GAN: losses", ("discriminator", "generator", "r1")),
-        ("GAN: reconstruction (L1)", ("reconstruction",)),
-        ("GAN: logits", ("logit_real", "logit_fake")),
-    ],
-}
+# What else stands in a "step" line of the log.
+NOT_METRICS = {"kind", "stage", "step", "images_per_second", "seconds"}
 KEPT_GRIDS = 4
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
@@ -31,6 +21,8 @@ body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 62em; margin: 2em auto;
 img {{ max-width: 100%; image-rendering: pixelated; }}
 figure {{ margin: 1.5em 0; }} figcaption {{ color: #555; }}
 td, th {{ padding: .15em 1em .15em 0; text-align: left; vertical-align: top; }}
+svg {{ width: 100%; }}
+.plots {{ display: grid; grid-template-columns: 1fr 1fr; }}
 pre {{ background: #f5f5f5; padding: 1em; overflow-x: auto; }}
 </style></head><body><h1>{title}</h1>
 {body}
@@ -51,19 +43,28 @@ def write_report(folder: RunFolder) -> None:
     parts += [f"<p>{note}</p>" for note in notes]
     parts.append("<h2>Samples</h2>" + "".join(_samples(folder.samples)))
     parts.append("<h2>Curves</h2>")
-    for stage, plots in CURVES.items():
-        steps = [line for line in lines if line["kind"] == "step" and line["stage"] == stage]
-        for title, names in plots:
-            series = {
-                name: [(line["step"], line[name]) for line in steps if name in line]
-                for name in names
-            }
-            parts.append(plot(title, {name: points for name, points in series.items() if points}))
+    plots = "".join(plot(title, series) for title, series in curves(lines).items())
+    parts.append(f'<div class="plots">{plots}</div>')
     config = html.escape(folder.config.read_text())
     parts.append(f"<h2>Configuration</h2><pre>{config}</pre>")
     title = html.escape(folder.path.resolve().name)
     page = PAGE.format(title=title, body="\n".join(parts))
     write_atomically(folder.report, lambda file: file.write(page.encode()))
+
+
+def curves(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """The metrics in a log, as points (step, value): plots by title, in each its metrics by name.
+
+    Metrics of a stage that begin with the same word, as `logit_real` and `logit_fake`, share axes.
+    """
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for line in lines:
+        if line["kind"] == "step":
+            for name in (name for name in line if name not in NOT_METRICS):
+                title = f"{line['stage']}: {name.split('_')[0]}"
+                points = found.setdefault(title, {}).setdefault(name, [])
+                points.append((line["step"], line[name]))
+    return found
 
 
 def _samples(folder: Path) -> list[str]:
@@ -122,11 +123,9 @@ def _shown(value: Any) -> str:
 
 
 def plot(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> str:
-    """Curves as inline SVG; nothing where there are no points."""
+    """Curves as inline SVG."""
     points = [point for curve in series.values() for point in curve]
-    if not points:
-        return ""
-    width, height, left, bottom, top = 720, 260, 60, 30, 10
+    width, height, left, bottom, top = 480, 240, 60, 30, 10
     xs, ys = [x for x, _ in points], [y for _, y in points]
     x0, x1, y0, y1 = min(xs), max(xs), min(0.0, *ys), max(ys)
     x1, y1 = max(x1, x0 + 1), y1 if y1 > y0 else y0 + 1

@@ -7,6 +7,7 @@ from torch import Tensor, device, nn
 
 from lddgan_kernels.trainer import distributed
 from lddgan_kernels.trainer.config import Config
+from lddgan_kernels.trainer.meter import Metrics
 
 
 class Batches(Protocol):
@@ -28,8 +29,8 @@ class Stage(Protocol):
     steps: int
     batch_size: int
 
-    def step(self, index: int, batch: Tensor) -> dict[str, Tensor]:
-        """One update; 0-dim tensors for the log."""
+    def step(self, index: int, batch: Tensor) -> Metrics:
+        """One update; what is to be seen of it."""
 
     def modules(self) -> dict[str, nn.Module]:
         """What is trained."""

@@ -15,9 +15,9 @@ def test_adversarial_losses():
     real, fake = torch.tensor([[0.5], [-2.0]]), torch.tensor([[1.0], [0.0]])
     expected = sum(math.log1p(math.exp(-x)) for x in (0.5, -2.0)) / 2
     expected += sum(math.log1p(math.exp(x)) for x in (1.0, 0.0)) / 2
-    assert gan_losses.discriminator_loss(real, fake).item() == pytest.approx(expected)
+    assert gan_losses.non_saturating_discriminator(real, fake).item() == pytest.approx(expected)
     expected = sum(math.log1p(math.exp(-x)) for x in (1.0, 0.0)) / 2
-    assert gan_losses.generator_loss(fake).item() == pytest.approx(expected)
+    assert gan_losses.non_saturating_generator(fake).item() == pytest.approx(expected)
 
 
 def test_gradient_penalty_of_a_known_function():

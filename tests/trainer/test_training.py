@@ -1,9 +1,11 @@
 import json
+import sys
+import types
 
 import pytest
 import torch
 
-from lddgan_kernels.trainer import files, gan_stage, loop
+from lddgan_kernels.trainer import files, gan_losses, gan_stage, loop, report
 from lddgan_kernels.trainer.folder import RunFolder
 from lddgan_kernels.trainer.log import RunLog
 from lddgan_kernels.trainer.meter import Meter, NotFinite
@@ -63,7 +65,9 @@ def test_run_folder_has_everything(finished):
     assert penalized == [2, 4, 8]  # steps 0, 3 and 6, read after an even number and every third
     page = (finished / "report.html").read_text()
     assert page.count("data:image/png;base64") == 5
-    assert page.count("<svg") == 5
+    names = {name for line in steps for name in line} - report.NOT_METRICS
+    assert {"l1", "critic", "logit_real", "discriminator", "generator", "r1"} <= names
+    assert all(f">{name}</span>" in page for name in names)
     assert "<h2>Scores</h2>" in page
     assert "http" not in page.split("</style>")[1].replace("http://www.w3.org/2000/svg", "")
 
@@ -140,14 +144,14 @@ def test_resuming_a_finished_run_changes_nothing(finished):
 
 
 def test_nan_stops_and_the_last_good_checkpoint_stays(tmp_path, monkeypatch):
-    real = gan_stage.gan_losses.generator_loss
+    real = gan_losses.non_saturating_generator
     calls = []
 
     def spoil(fake):
         calls.append(1)
         return real(fake) * (float("nan") if len(calls) == 5 else 1.0)
 
-    monkeypatch.setattr(gan_stage.gan_losses, "generator_loss", spoil)
+    monkeypatch.setattr(gan_losses, "non_saturating_generator", spoil)
     with pytest.raises(NotFinite, match="gan: generator is not finite at step 4; the last good "):
         train(tiny(), tmp_path / "nan")
     state = files.load_state(tmp_path / "nan/checkpoints/last.pt")
@@ -216,12 +220,42 @@ def test_accumulation_sees_the_whole_batch():
     config = tiny(discriminator={"num_blocks": 3}, gan={"accumulate": 2, "epochs": 1})
     stage = gan_stage.GanStage(config, Batches(), torch.device("cpu"))
     seen = []
-    real = stage._generator_loss
-    stage._generator_loss = lambda x0, *rest: seen.append(x0) or real(x0, *rest)
+    real = stage._diffuse
+    stage._diffuse = lambda x0, noise: seen.append(x0) or real(x0, noise)
     batch = torch.randn(8, 2, 8, 8).clamp(-1, 1)
     stage.step(0, batch)
-    assert torch.cat(seen).equal(batch)
-    assert len(seen) == 2
+    assert len(seen) == 4
+    assert torch.cat(seen[:2]).equal(batch)
+    assert torch.cat(seen[2:]).equal(batch)
+
+
+def test_a_metric_that_a_loss_returns_is_seen_everywhere(tmp_path, monkeypatch, capsys):
+    real = gan_losses.generator_loss
+    scalars = set()
+
+    def more(*args):
+        loss, metrics = real(*args)
+        return loss, metrics | {"brand_new": loss.detach()}
+
+    class SummaryWriter:
+        def __init__(self, folder):
+            pass
+
+        def add_scalar(self, name, value, step):
+            scalars.add(name)
+
+        def close(self):
+            pass
+
+    tensorboard = types.SimpleNamespace(SummaryWriter=SummaryWriter)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", tensorboard)
+    monkeypatch.setattr(gan_losses, "generator_loss", more)
+    train(tiny(gan={"epochs": 1}, log={"tensorboard": True}), tmp_path / "run")
+    last = [line for line in lines(tmp_path / "run") if line["kind"] == "step"][-1]
+    assert last["brand_new"] > 0
+    assert "brand_new" in capsys.readouterr().out
+    assert ">brand_new</span>" in (tmp_path / "run/report.html").read_text()
+    assert "gan/brand_new" in scalars
 
 
 def test_meter_means_and_first_bad_step():
