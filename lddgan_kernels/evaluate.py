@@ -33,6 +33,7 @@ from lddgan_kernels.metrics import (
     load_features,
     precision_recall,
 )
+from lddgan_kernels.trainer import command
 from lddgan_kernels.trainer.folder import RunFolder
 from lddgan_kernels.trainer.network_files import load_system
 
@@ -156,15 +157,14 @@ def report(figures: dict[str, Any]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     options = tyro.cli(Options, args=arguments)
-    try:
+
+    def work() -> None:
         figures = evaluate(options)
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(figures, indent=1) + "\n")
-    except (OSError, ValueError, ImportError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(report(figures))
-    return 0
+        print(report(figures))
+
+    return command.run(work)
 
 
 if __name__ == "__main__":

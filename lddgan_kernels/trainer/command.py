@@ -37,6 +37,9 @@ def parse(command: str, about: str, arguments: Sequence[str] | None) -> tuple[Op
     """Options of a command line, and the run folder.
 
     Defaults come from the preset; when resuming without one, from the run itself.
+
+    Raises:
+        ValueError: the preset does not exist or is not valid, or needs data and none is named.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", default=None)
@@ -51,6 +54,9 @@ def parse(command: str, about: str, arguments: Sequence[str] | None) -> tuple[Op
     default = Options(config=config_file.load(source), preset=preset)
     program = f"python -m lddgan_kernels.{command}"
     options = tyro.cli(Options, prog=program, description=about, default=default, args=arguments)
+    wanted = config_file.needs_data(source)
+    if wanted and options.config.data is None:
+        raise ValueError(f"{command}: --data must be given for preset {preset}: {wanted}")
     return options, out
 
 

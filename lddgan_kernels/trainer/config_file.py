@@ -24,27 +24,64 @@ def load(preset: str) -> Config:
         ValueError: there is no such preset or file, or something in it is not valid: a field that
             does not exist is named together with the nearest that does.
     """
-    if preset in presets():
-        file = resources.files("lddgan_kernels.trainer").joinpath("presets", f"{preset}.toml")
-        text, source = file.read_text(), f"preset {preset}"
-    elif preset.endswith(".toml"):
-        if not Path(preset).is_file():
-            raise ValueError(f"config: preset must be an existing file, got {preset}")
-        text, source = Path(preset).read_text(), preset
-    else:
-        raise ValueError(
-            f"config: preset must be one of {', '.join(presets())}, or a .toml file, got {preset!r}"
-        )
-    return parse(text, source)
+    return parse(*_read(preset))
+
+
+def needs_data(preset: str) -> str | None:
+    """What a preset, or a file based on one, wants to be given as `data`; None: the digits do."""
+    return _table(*_read(preset)).get("needs_data")
 
 
 def parse(text: str, source: str = "config") -> Config:
-    """The configuration of a TOML text; fields it leaves out take their defaults."""
+    """The configuration of a TOML text; fields it leaves out take their defaults.
+
+    `base = "PRESET"` in it takes those of a preset instead.
+    """
+    table = _table(text, source)
+    table.pop("needs_data", None)
+    return _options.build(Config, table, source)
+
+
+def _read(preset: str) -> tuple[str, str]:
+    """(text, name for messages) of a preset or file."""
+    if preset in presets():
+        return _preset(preset), f"preset {preset}"
+    if not preset.endswith(".toml"):
+        raise ValueError(
+            f"config: preset must be one of {', '.join(presets())}, or a .toml file, got {preset!r}"
+        )
+    if not Path(preset).is_file():
+        raise ValueError(f"config: preset must be an existing file, got {preset}")
+    return Path(preset).read_text(), preset
+
+
+def _preset(name: str) -> str:
+    folder = resources.files("lddgan_kernels.trainer").joinpath("presets")
+    return folder.joinpath(f"{name}.toml").read_text()
+
+
+def _table(text: str, source: str) -> dict[str, Any]:
+    """The fields of a TOML text over those of its base."""
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{source}: not valid TOML: {error}") from None
-    return _options.build(Config, table, source)
+    base = table.pop("base", None)
+    if base is None:
+        return table
+    if base not in presets():
+        raise ValueError(f"{source}: base must be one of {', '.join(presets())}, got {base!r}")
+    return _merged(_table(_preset(base), f"preset {base}"), table)
+
+
+def _merged(low: dict[str, Any], high: dict[str, Any]) -> dict[str, Any]:
+    """`low` with what `high` has, table by table."""
+    both = {
+        key: _merged(low[key], value)
+        for key, value in high.items()
+        if isinstance(value, dict) and isinstance(low.get(key), dict)
+    }
+    return low | high | both
 
 
 def dump(config: Config) -> str:

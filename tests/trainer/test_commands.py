@@ -91,6 +91,10 @@ def test_errors_are_one_line(tmp_path, preset, capsys):
     for arguments, message in [
         (["--preset", "cifra"], "preset must be one of"),
         (
+            ["--preset", "cifar10", "--out", out],
+            "train: --data must be given for preset cifar10: cifar10, which downloads CIFAR-10",
+        ),
+        (
             ["--preset", str(preset), "--data", "nowhere", "--out", out],
             "must be an existing folder",
         ),

@@ -57,6 +57,25 @@ def test_unknown_preset_lists_those_there_are():
         config_file.load("nowhere.toml")
 
 
+def test_a_base_is_taken_over_table_by_table():
+    config = config_file.parse('base = "wddgan-stl10"\nseed = 3\n[gan]\nepochs = 2')
+    base = config_file.load("wddgan-stl10")
+    gan = dataclasses.replace(base.gan, epochs=2)
+    assert config == dataclasses.replace(base, seed=3, gan=gan)
+    assert base.discriminator.time_embedding == 256  # of its base's base
+    with pytest.raises(ValueError, match="base must be one of .*got 'stl'"):
+        config_file.parse('base = "stl"')
+
+
+def test_every_preset_but_digits_says_what_data_it_needs(tmp_path):
+    assert [name for name in config_file.presets() if not config_file.needs_data(name)] == [
+        "digits"
+    ]
+    own = tmp_path / "own.toml"
+    own.write_text('base = "cifar10"')
+    assert config_file.needs_data(str(own)) == config_file.needs_data("cifar10")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
