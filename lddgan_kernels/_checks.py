@@ -34,6 +34,15 @@ def check_float(op: str, arg: str, x: Tensor) -> None:
         raise fail(op, arg, "float32, bfloat16, float16 or float64", x.dtype)
 
 
+def check_device(op: str, device: torch.device | str) -> None:
+    """`device` must name one that is there."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise fail(op, "device", "one that is there", f"{device} ({reason})") from None
+
+
 def check_shape(op: str, arg: str, x: Tensor, shape: Sequence[int]) -> None:
     """`x` must have exactly `shape`."""
     if x.shape != shape and x.shape != tuple(shape):

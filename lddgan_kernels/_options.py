@@ -64,7 +64,7 @@ def _convert(value: Any, hint: Any, source: str, name: str) -> Any:
     if origin is Annotated:
         value = _convert(value, arguments[0], source, name)
         bounds = next(extra for extra in arguments[1:] if isinstance(extra, Range))
-        if not bounds.low <= value <= bounds.high:
+        if not bounds.low <= value <= bounds.high or not math.isfinite(value):
             raise _wrong(source, name, str(bounds), value)
         return value
     if origin is Literal:
@@ -79,6 +79,8 @@ def _convert(value: Any, hint: Any, source: str, name: str) -> Any:
             raise _wrong(source, name, "a list", value)
         items = enumerate(value)
         return tuple(_convert(v, arguments[0], source, f"{name}[{i}]") for i, v in items)
+    if type(value) is int and abs(value) >= 2**63:
+        raise _wrong(source, name, "a number of 64 bits", value)
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:

@@ -75,17 +75,54 @@ def keep_freed_memory() -> None:
         set_option(top_pad, 2**26)
 
 
+class _Tolerant:
+    """A standard stream whose end does not end the work: what it cannot take is dropped."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = open(os.devnull, "w") if stream is None else stream  # noqa: SIM115
+
+    def write(self, text: str) -> int:
+        try:
+            return int(self._stream.write(text))
+        except UnicodeEncodeError:
+            coding = self._stream.encoding
+            return self.write(text.encode(coding, "backslashreplace").decode(coding))
+        except (OSError, ValueError) as error:
+            self._drop(error)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except (OSError, ValueError) as error:
+            self._drop(error)
+
+    def _drop(self, error: Exception) -> None:
+        if isinstance(error, OSError):  # a pipe that nobody reads, a full disk
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def run(work: Callable[[], Any]) -> int:
     """Calls `work`; returns the exit status. What a user can mend is told in a line."""
     keep_freed_memory()
+    sys.stdout, sys.stderr = _Tolerant(sys.stdout), _Tolerant(sys.stderr)
     try:
         work()
+        sys.stdout.flush()
     except Interrupted as stopped:
         print(f"{stopped}; --resume goes on", file=sys.stderr)
         return 130
-    except (OSError, ValueError, ImportError, NotFinite) as error:
+    except KeyboardInterrupt:
+        print("stopped at once; a run goes on from its last checkpoint", file=sys.stderr)
+        return 130
+    except (OSError, ValueError, ImportError, RuntimeError, OverflowError, MemoryError) as error:
         if os.environ.get("LDDGAN_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error or type(error).__name__}", file=sys.stderr)
+        if isinstance(error, RuntimeError) and not isinstance(error, NotFinite):
+            print("(with LDDGAN_TRACEBACK=1 it is told where)", file=sys.stderr)
         return 1
     return 0

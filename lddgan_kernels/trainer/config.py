@@ -123,7 +123,7 @@ class Config:
     """Folder, zip, .npz, LMDB, CIFAR-10 archive, or "cifar10"; left out: the embedded digits."""
     limit: Count | None = None
     """At most this many images."""
-    seed: Whole = 0
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     """Decides all that is random: on a CPU the same seed gives the same losses, bit for bit."""
     codec: Literal["autoencoder", "haar", "none"] = "autoencoder"
     """What the GAN works on: an autoencoder's latents, wavelet bands or pixels."""

@@ -66,6 +66,8 @@ def _table(text: str, source: str) -> dict[str, Any]:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{source}: not valid TOML: {error}") from None
+    except RecursionError:
+        raise ValueError(f"{source}: not valid TOML: nested too deeply") from None
     base = table.pop("base", None)
     if base is None:
         return table
@@ -96,10 +98,10 @@ def check(config: Config) -> None:
     _options.build(Config, dataclasses.asdict(config), "config")
 
 
-def differences(old: Config, new: Config) -> list[str]:
-    """`field: old value -> new value` of all fields that differ."""
+def differences(old: Config, new: Config) -> list[tuple[str, Any, Any]]:
+    """(field, old value, new value) of all fields that differ."""
     pairs = zip(_leaves(old), _leaves(new), strict=True)
-    return [f"{name}: {a!r} -> {b!r}" for (name, a), (_, b) in pairs if a != b]
+    return [(name, a, b) for (name, a), (_, b) in pairs if a != b]
 
 
 def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

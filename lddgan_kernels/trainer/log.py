@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lddgan_kernels.trainer import distributed
@@ -48,7 +49,7 @@ class RunLog:
         if distributed.rank() > 0:
             return
         self._file = open(folder.log, "ab")  # noqa: SIM115
-        self._file.truncate(size)
+        self._file.truncate(_whole_lines(folder.log, size))
         if tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
@@ -102,3 +103,9 @@ class RunLog:
             self._file.close()
         if self._writer is not None:
             self._writer.close()
+
+
+def _whole_lines(path: Path, size: int) -> int:
+    """Bytes of the whole lines within the first `size`; the file may have become shorter."""
+    with open(path, "rb") as file:
+        return file.read(size).rfind(b"\n") + 1

@@ -13,6 +13,8 @@ from lddgan_kernels.trainer.meter import Meter, NotFinite
 from lddgan_kernels.trainer.stage import Batches, Stage
 from lddgan_kernels.trainer.stop import Interrupted, StopRequest
 
+MESSAGE_EVERY = 8  # steps
+
 
 def run_stage(
     stage: Stage,
@@ -42,10 +44,10 @@ def run_stage(
             meter.add(index, metrics)
             done = index + 1
             bar.update()
-            # With several processes a flag is worth a message only where they meet anyway.
             due = done % log_config.every == 0 or done == stage.steps
             stopping = stop.asked if not several else False
-            if several and due:
+            # With several processes a flag is a message, but launchers wait seconds only.
+            if several and (due or done % MESSAGE_EVERY == 0):
                 stopping = distributed.any_process(stop.asked, stage.device)
             save = stopping or done % log_config.checkpoint_every == 0 or done == stage.steps
             if due or save:

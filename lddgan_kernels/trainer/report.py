@@ -32,7 +32,7 @@ pre {{ background: #f5f5f5; padding: 1em; overflow-x: auto; }}
 
 def write_report(folder: RunFolder) -> None:
     """Writes the report of what the run folder holds so far."""
-    lines = [json.loads(line) for line in folder.log.read_text().splitlines()]
+    lines = _lines(folder.log)
     summary = next((line for line in reversed(lines) if line["kind"] == "summary"), None)
     parts = []
     if summary is None:
@@ -64,6 +64,18 @@ def curves(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[tuple
                 title = f"{line['stage']}: {name.split('_')[0]}"
                 points = found.setdefault(title, {}).setdefault(name, [])
                 points.append((line["step"], line[name]))
+    return found
+
+
+def _lines(log: Path) -> list[dict[str, Any]]:
+    """The lines of a log; those that somebody spoilt are left out."""
+    found = []
+    for text in log.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+            found += [line] if isinstance(line, dict) and "kind" in line else []
+        except ValueError:
+            continue
     return found
 
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
+from lddgan_kernels._checks import check_device
 from lddgan_kernels.data import ImageDataset, PixelCache, cache_pixels, open_images
 from lddgan_kernels.models import Autoencoder
-from lddgan_kernels.trainer import distributed, networks
+from lddgan_kernels.trainer import config_file, distributed, networks
 from lddgan_kernels.trainer.autoencoder_losses import load_lpips
 from lddgan_kernels.trainer.autoencoder_stage import AutoencoderStage
 from lddgan_kernels.trainer.batches import ImageBatches, LatentBatches
@@ -20,6 +21,7 @@ from lddgan_kernels.trainer.latents import encode_dataset
 from lddgan_kernels.trainer.log import RunLog
 from lddgan_kernels.trainer.loop import run_stage
 from lddgan_kernels.trainer.network_files import (
+    autoencoder_fingerprint,
     load_autoencoder,
     save_autoencoder,
     save_generator,
@@ -70,6 +72,7 @@ def train(
             fit. OSError: the disk is full. NotFinite: a loss is NaN or infinite. Interrupted: a
             stop was asked for, and the checkpoint is written.
     """
+    check_device("train", device)
     with distributed.processes(device) as mine, StopRequest() as stop:
         networks.validate(config)
         _check_batches(config)
@@ -84,12 +87,15 @@ def train(
         )
         config, precision = resolve(config, mine)
         folder = RunFolder(out)
-        folder.begin(config, resume)
-        distributed.wait()
-        checkpoint = Checkpoint(folder.state, mine)
+        asked = config
         if resume:
-            checkpoint.load()
-        log = RunLog(folder, checkpoint.seconds, checkpoint.log_size, config.log.tensorboard)
+            config = folder.going_on(config)
+        try:
+            checkpoint = _begin(folder, config, resume, dataset, mine)
+            log = RunLog(folder, checkpoint.seconds, checkpoint.log_size, config.log.tensorboard)
+        except BaseException:
+            folder.release()
+            raise
         try:
             log.say(f"{len(dataset)} images of {dataset.name}; run folder {out}")
             log.write(
@@ -101,9 +107,55 @@ def train(
             )
             log.say(precision)
             log.write("note", text=precision)
+            if config != asked:
+                kept = "; ".join(f"{n} {b}" for n, _, b in config_file.differences(asked, config))
+                log.say(f"a run can be made longer, not shorter; it keeps {kept}")
             return _train(Run(config, folder, checkpoint, log, stop, mine, dataset))
         finally:
             log.close()
+            folder.release()
+
+
+def _begin(
+    folder: RunFolder,
+    config: Config,
+    resume: bool,
+    dataset: ImageDataset | PixelCache,
+    device: torch.device,
+) -> Checkpoint:
+    """Takes the folder, and what the run in it goes on from."""
+    checkpoint = Checkpoint(folder.state, device)
+    if resume:
+        checkpoint.load()
+        facts = checkpoint.facts
+        if "config" in facts:
+            folder.check_change(config_file.parse(facts["config"], str(checkpoint.path)), config)
+        if facts.get("pictures", dataset.identity) != dataset.identity:
+            raise ValueError(
+                f"train: --resume must find the pictures that the run began with, got others in "
+                f"{config.data or 'the embedded digits'}"
+            )
+        if checkpoint.stage == "gan" and config.codec == "autoencoder":
+            _check_autoencoder(folder, facts)
+    folder.begin(config, resume)
+    distributed.wait()
+    checkpoint.writes = {"config": config_file.dump(config), "pictures": dataset.identity}
+    return checkpoint
+
+
+def _check_autoencoder(folder: RunFolder, facts: dict[str, Any]) -> None:
+    """The GAN in the checkpoint goes on with the autoencoder that it began with, or not at all."""
+    if not folder.autoencoder.exists():
+        raise FileNotFoundError(
+            f"train: --resume needs the autoencoder of the GAN in {folder.state}, got none at "
+            f"{folder.autoencoder}"
+        )
+    found = autoencoder_fingerprint(load_autoencoder(folder.autoencoder)[0])
+    if facts.get("autoencoder", found) != found:
+        raise ValueError(
+            f"train: --resume must find the autoencoder of the GAN in {folder.state} "
+            f"({facts['autoencoder']}), got another in {folder.autoencoder} ({found})"
+        )
 
 
 def _check_batches(config: Config) -> None:
@@ -129,6 +181,7 @@ def _train(run: Run) -> dict[str, Any] | None:
         log.say(f"latent scale {cache.abs_max:.4g}, measured on {len(cache)} images")
         log.write("latents", latent_scale=cache.abs_max, count=len(cache))
         codec = networks.build_codec(config, autoencoder)
+        run.checkpoint.writes["autoencoder"] = autoencoder_fingerprint(autoencoder)
         stage = GanStage(
             config, LatentBatches(cache, autoencoder.latent_scale.item(), config), run.device
         )
@@ -147,10 +200,11 @@ def _train(run: Run) -> dict[str, Any] | None:
                 run.folder.samples / "path.png",
                 grid(path.transpose(0, 1).flatten(0, 1), columns=len(path)),
             )
-            save_generator(config, run.folder, stage.ema.module)
+            save_generator(config, run.folder, stage.ema.module, autoencoder)
             write_report(run.folder)
 
     run_stage(stage, run.checkpoint, log, run.stop, picture)
+    run.check_stop()
     if distributed.rank() > 0:
         distributed.wait()
         return None

@@ -85,6 +85,9 @@ def test_every_preset_but_digits_says_what_data_it_needs(tmp_path):
         ("[gan]\nbatch_size = 1.5", "gan.batch_size must be int, got 1.5"),
         ("[gan]\nbatch_size = true", "gan.batch_size must be int, got True"),
         ("[gan]\nbatch_size = 0", "gan.batch_size must be at least 1, got 0"),
+        ("[gan]\nepochs = 99999999999999999999", "gan.epochs must be a number of 64 bits"),
+        ("[gan]\nlr_generator = inf", "gan.lr_generator must be at least 0, got inf"),
+        ("x = " + "[" * 5000, "not valid TOML: nested too deeply"),
         ("[gan]\nema_decay = 2", "gan.ema_decay must be in 0..1, got 2.0"),
         ("[gan]\nema_decay = nan", "gan.ema_decay must be in 0..1, got nan"),
         ("[diffusion]\nnum_steps = 9", "diffusion.num_steps must be in 1..8, got 9"),
@@ -130,7 +133,7 @@ def test_latent_shapes_of_the_codecs():
 def test_differences_name_fields():
     assert config_file.differences(tiny(), tiny()) == []
     changed = tiny(seed=2, gan={"epochs": 4})
-    assert config_file.differences(tiny(), changed) == ["seed: 0 -> 2", "gan.epochs: 3 -> 4"]
+    assert config_file.differences(tiny(), changed) == [("seed", 0, 2), ("gan.epochs", 3, 4)]
 
 
 def test_every_field_is_documented():

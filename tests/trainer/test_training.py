@@ -181,8 +181,10 @@ def test_a_used_folder_is_refused(finished, tmp_path):
         train(tiny(), tmp_path)
     with pytest.raises(FileNotFoundError, match="needs a run, got none in"):
         train(tiny(), tmp_path / "new", resume=True)
-    with pytest.raises(ValueError, match="gan.epochs: 3 -> 4"):
-        train(tiny(gan={"epochs": 4}), finished, resume=True)
+    with pytest.raises(ValueError, match="seed: 0 -> 1"):
+        train(tiny(seed=1), finished, resume=True)
+    with pytest.raises(ValueError, match="autoencoder_training.steps: 5 -> 6"):
+        train(tiny(autoencoder_training={"steps": 6}), finished, resume=True)
 
 
 def test_bad_data_leaves_no_folder(tmp_path):
