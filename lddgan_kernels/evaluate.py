@@ -18,27 +18,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import tyro
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lddgan_kernels._checks import fail
-from lddgan_kernels.data import open_images
+from lddgan_kernels.data import ImageDataset, open_images
 from lddgan_kernels.metrics import (
     FeatureNetwork,
     extract_features,
     frechet_distance,
     load_features,
+    load_statistics,
     precision_recall,
 )
-from lddgan_kernels.trainer import command
+from lddgan_kernels.trainer import command, files
 from lddgan_kernels.trainer.folder import RunFolder
 from lddgan_kernels.trainer.network_files import load_system
 
-Features = Tensor | tuple[Tensor, Tensor]
-Skipped = list[tuple[str, str]]
+Statistics = tuple[Tensor, Tensor]
+Features = Tensor | Statistics
 
 # Drawn from a run where the real images are statistics alone: as many as FID is usually taken of.
 SAMPLES = 50_000
@@ -51,8 +51,8 @@ class Options:
     features: Path
     """Weights of the feature network: pt_inception-2015-12-05 (FID) or EfficientNet-lite0."""
     real: str | None = None
-    """Real images: a folder, zip, .npz, LMDB or CIFAR-10 archive, or an .npz with `mu` and `sigma`
-    of the features (Frechet distance only); a run's own are the default."""
+    """Real images as for train, or an .npz or .npy with `mu` and `sigma` of the features (Frechet
+    distance only); a run's own are the default."""
     fake: str | None = None
     """Generated images, likewise."""
     run: Path | None = None
@@ -66,6 +66,8 @@ class Options:
     """Precision and recall: the balls reach to the k-th neighbour."""
     limit: int | None = None
     """At most this many images of each set."""
+    enlarge: bool = False
+    """Use smaller images too, enlarged; a run's own choice is the default."""
     batch_size: int = 64
     workers: int = 0
     """Processes that decode images."""
@@ -74,8 +76,7 @@ class Options:
 
 def evaluate(options: Options) -> dict[str, Any]:
     """The figures of `options`, as they are written to its `out`."""
-    if (options.run is None) == (options.fake is None):
-        raise ValueError("evaluate: one of --fake and --run must be given")
+    _check(options)
     system = None
     if options.run is not None:
         system = load_system(RunFolder(options.run).generator, options.device)
@@ -85,26 +86,27 @@ def evaluate(options: Options) -> dict[str, Any]:
             real=run.data if options.real is None else options.real,
             resolution=options.resolution or run.images.resolution,
             limit=options.limit or run.limit,
+            enlarge=options.enlarge or run.images.enlarge,
         )
-    elif options.real is None or options.resolution is None:
-        raise ValueError("evaluate: --real and --resolution must be given with --fake")
     network = load_features(options.features)
-    figures: dict[str, Any] = {"features": network.name, "resolution": options.resolution}
-
-    def note(name: str, path: object, found: Features, skipped: Skipped) -> Features:
-        count = len(found) if isinstance(found, Tensor) else None
-        figures[name] = {"path": str(path), "count": count, "skipped": skipped}
-        return found
-
-    real = note("real", options.real or "digits", *_features(options.real, network, options))
+    # Both sets are opened before anything is computed of one.
+    real_set = _open(options.real, options)
+    fake_set = _open(options.fake, options) if system is None else None
+    real = _features(real_set, options.real, network, options)
     if system is None:
-        fake = note("fake", options.fake, *_features(options.fake, network, options))
+        assert fake_set is not None
+        fake = _features(fake_set, options.fake, network, options)
     else:
         count = len(real) if isinstance(real, Tensor) else options.limit or SAMPLES
         batches = (system(seeds) for seeds in torch.arange(count).split(options.batch_size))
-        drawn = extract_features(network, batches, device=options.device, total=count)
-        fake = note("fake", options.run, drawn, [])
-    figures["frechet_distance"] = frechet_distance(real, fake)
+        fake = extract_features(network, batches, device=options.device, total=count)
+    figures: dict[str, Any] = {
+        "features": network.name,
+        "resolution": options.resolution,
+        "real": _describe(options.real or "digits", real_set, real),
+        "fake": _describe(options.run or options.fake, fake_set, fake),
+        "frechet_distance": frechet_distance(real, fake),
+    }
     if isinstance(real, Tensor) and isinstance(fake, Tensor):
         real, fake = real.to(options.device), fake.to(options.device)
         figures["k"] = options.k
@@ -112,26 +114,70 @@ def evaluate(options: Options) -> dict[str, Any]:
     return figures
 
 
-def _features(
-    path: str | None, network: FeatureNetwork, options: Options
-) -> tuple[Features, Skipped]:
-    """Features (N, D) or statistics (mu, sigma), and the images that could not be used."""
-    if path is not None and path.endswith(".npz") and Path(path).exists():
-        with np.load(path, allow_pickle=False) as file:
-            if "mu" in file.files and "sigma" in file.files:
-                return (torch.from_numpy(file["mu"]), torch.from_numpy(file["sigma"])), []
+def _check(options: Options) -> None:
+    """Raises ValueError, before any work, for options that do not fit."""
+    if (options.run is None) == (options.fake is None):
+        raise ValueError("evaluate: one of --fake and --run must be given")
+    if options.run is None and (options.real is None or options.resolution is None):
+        raise ValueError("evaluate: --real and --resolution must be given with --fake")
+    for name in ("k", "batch_size", "limit"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise fail("evaluate", name, "at least 1", value)
+    if options.out.is_dir():
+        raise fail("evaluate", "out", "a file", f"the folder {options.out}")
+    for parent in options.out.parents:
+        if parent.exists() and not parent.is_dir():
+            raise fail("evaluate", "out", "a file in a folder", options.out)
+
+
+def _open(path: str | None, options: Options) -> ImageDataset | Statistics:
+    """The images at a path, or the statistics in it."""
+    statistics = None if path is None else load_statistics(path)
+    if statistics is not None:
+        return statistics
     assert options.resolution is not None
-    dataset = open_images(path, options.resolution, limit=options.limit)
-    loader = DataLoader(dataset, batch_size=options.batch_size, num_workers=options.workers)
-    features = extract_features(network, loader, device=options.device, total=len(dataset))
-    if dataset.skipped:
-        # Where an image was skipped its neighbour stands in; it must not count twice.
-        features = features[dataset.good]
+    return open_images(path, options.resolution, limit=options.limit, enlarge=options.enlarge)
+
+
+def _features(
+    images: ImageDataset | Statistics,
+    path: str | None,
+    network: FeatureNetwork,
+    options: Options,
+) -> Features:
+    """Features (N, D) of the images that could be used; statistics as they are."""
+    if not isinstance(images, ImageDataset):
+        if len(images[0]) != network.features:
+            raise fail(
+                "evaluate",
+                "path",
+                f"statistics of the {network.features} features of {network.name}",
+                f"{len(images[0])} in {path}",
+            )
+        return images
+    loader = DataLoader(images, batch_size=options.batch_size, num_workers=options.workers)
+    try:
+        features = extract_features(network, loader, device=options.device, total=len(images))
+    except ValueError as error:
+        raise ValueError(f"evaluate: {path}: {error}") from None
+    # Where an image was skipped its neighbour stands in; it must not count twice.
+    features = features[images.good]
     if len(features) <= options.k:
         raise fail(
             "evaluate", "path", f"more than k = {options.k} images", f"{len(features)} in {path}"
         )
-    return features, dataset.skipped
+    return features
+
+
+def _describe(
+    path: object, images: ImageDataset | Statistics | None, found: Features
+) -> dict[str, Any]:
+    return {
+        "path": str(path),
+        "count": len(found) if isinstance(found, Tensor) else None,
+        "skipped": images.skipped if isinstance(images, ImageDataset) else [],
+    }
 
 
 def report(figures: dict[str, Any]) -> str:
@@ -157,12 +203,13 @@ def report(figures: dict[str, Any]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     options = tyro.cli(Options, args=arguments)
+    options = replace(options, out=options.out.expanduser())
 
     def work() -> None:
         figures = evaluate(options)
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(figures, indent=1) + "\n")
-        print(report(figures))
+        print(report(figures), flush=True)
+        text = json.dumps(figures, indent=1, allow_nan=False) + "\n"
+        files.write_atomically(options.out, lambda file: file.write(text.encode()))
 
     return command.run(work)
 

@@ -5,7 +5,8 @@
     python -m lddgan_kernels.sample --published netG_950.pth --options lddgan.toml \\
         --autoencoder 16x16x4_551.ckpt --autoencoder-options autoencoder.json
 
-A seed gives the same image at any batch size.
+A seed gives the same image at any batch size. Images are written as they are drawn; the same
+command goes on where it was stopped.
 """
 
 import re
@@ -24,7 +25,11 @@ from lddgan_kernels.trainer.folder import RunFolder
 from lddgan_kernels.trainer.network_files import load_system
 from lddgan_kernels.trainer.pictures import grid, save_png
 from lddgan_kernels.trainer.published import published_system, read_options
+from lddgan_kernels.trainer.samples import read_samples, write_samples
 from lddgan_kernels.trainer.system import System
+
+GRID_OF = 256
+MOST_SEEDS = 10**7
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class Options:
     out: Path = Path("samples")
     """Folder of the images."""
     grid: bool = True
-    """Write all into one picture, grid.png; not where the folder is to be evaluated."""
+    """Also write the first 256 into one picture, grid.png, which evaluate does not count."""
     images: bool = True
     """Write each as SEED.png."""
     batch_size: int = 64
@@ -65,8 +70,12 @@ def parse_seeds(text: str) -> list[int]:
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
         seeds = range(int(match[1]), int(match[2] or match[1]) + 1) if match else range(0)
-        if not seeds:
+        if seeds.start >= seeds.stop:
             raise ValueError(f'sample: seeds must be like "0-63" or "1,5,7", got {text!r}')
+        if seeds.stop > 2**63 or seeds.stop - seeds.start > MOST_SEEDS:
+            raise ValueError(
+                f"sample: seeds must be below 2^63 and at most {MOST_SEEDS}, got {text!r}"
+            )
         found += seeds
     return found
 
@@ -102,16 +111,22 @@ def draw(options: Options) -> None:
     if options.batch_size < 1:
         raise ValueError(f"sample: batch_size must be positive, got {options.batch_size}")
     seeds = parse_seeds(options.seeds)
+    out = options.out.expanduser()
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"sample: out must be a folder, got the file {out}")
     system = load(options)
     began = time.perf_counter()
-    images = system(torch.tensor(seeds), options.batch_size)
-    speed = len(seeds) / (time.perf_counter() - began)
+    shown = seeds[:GRID_OF]
     if options.images:
-        for seed, image in zip(seeds, images, strict=True):
-            save_png(options.out / f"{seed}.png", image)
+        drawn = write_samples(system, seeds, out, options.batch_size)
+    else:
+        drawn = len(shown)
+        images = system(torch.tensor(shown), options.batch_size)
+    speed = drawn / (time.perf_counter() - began)
     if options.grid:
-        save_png(options.out / "grid.png", grid(images))
-    print(f"{len(seeds)} samples -> {options.out}, {speed:.1f} a second")
+        save_png(out / "grid.png", grid(read_samples(out, shown) if options.images else images))
+    kept = f", {len(seeds) - drawn} were there" if options.images and drawn < len(seeds) else ""
+    print(f"{len(seeds)} samples -> {out}, {speed:.1f} a second{kept}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

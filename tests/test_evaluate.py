@@ -135,6 +135,47 @@ def test_errors_are_one_line(sets, capsys):
     assert main(["--features", "w.pth", "--fake", "a"]) == 1
     assert "--real and --resolution must be given with --fake" in capsys.readouterr().err
     assert not (folder / "out").exists()
+    for name, value in (("k", 0), ("batch-size", 0), ("limit", -1)):
+        assert main(arguments(folder, **{name: value})) == 1
+        assert f"evaluate: {name.replace('-', '_')} must be at least 1" in capsys.readouterr().err
+
+
+def test_figures_are_never_lost(sets, capsys, monkeypatch):
+    folder, _ = sets
+    assert main(arguments(folder, out=folder, features=folder / "none")) == 1
+    assert "evaluate: out must be a file, got the folder" in capsys.readouterr().err
+    (folder / "file").write_text("")
+    assert main(arguments(folder, out=folder / "file" / "a.json", features=folder / "none")) == 1
+    assert "evaluate: out must be a file in a folder, got" in capsys.readouterr().err
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    assert main(arguments(folder)) == 1
+    printed = capsys.readouterr()
+    assert "Frechet distance (efficientnet-lite0): " in printed.out
+    assert "scores.json could not be written" in printed.err
+
+
+def test_statistics_that_do_not_fit_name_their_file(sets, capsys):
+    folder, (real, _) = sets
+    mu, sigma = (part.numpy() for part in feature_statistics(real))
+    np.save(folder / "good.npy", {"mu": mu, "sigma": sigma})
+    assert main(arguments(folder, real=folder / "good.npy")) == 0
+    np.savez(folder / "other.npz", mu=mu[:9], sigma=sigma[:9, :9])
+    np.savez(folder / "nan.npz", mu=mu * np.nan, sigma=sigma)
+    capsys.readouterr()
+    for name, said in (
+        ("other.npz", "1280 features of efficientnet-lite0, got 9"),
+        ("nan.npz", "NaN"),
+    ):
+        assert main(arguments(folder, real=folder / name)) == 1
+        error = capsys.readouterr().err
+        assert said in error
+        assert name in error
+    assert main(arguments(folder, fake=folder / "nowhere", features=folder / "w.pth")) == 1
+    assert "nowhere" in capsys.readouterr().err
 
 
 def test_help():

@@ -3,6 +3,7 @@
 from lddgan_kernels.data.batches import PixelCache, cache_pixels, image_batches, steps_per_epoch
 from lddgan_kernels.data.digits import Digits, load_digits
 from lddgan_kernels.data.download import cache_folder, download
+from lddgan_kernels.data.folder import read_listed, write_listed
 from lddgan_kernels.data.images import ImageDataset, open_images
 from lddgan_kernels.data.latents import LatentCache, weights_fingerprint
 
@@ -17,6 +18,8 @@ __all__ = [
     "image_batches",
     "load_digits",
     "open_images",
+    "read_listed",
     "steps_per_epoch",
     "weights_fingerprint",
+    "write_listed",
 ]

@@ -1,6 +1,6 @@
 """The variance-preserving schedule of a few large steps, as tables.
 
-beta(t) grows linearly from BETA_MIN to BETA_MAX over continuous time (Song et al. 2021,
+beta(t) grows linearly from beta_min to beta_max over continuous time (Song et al. 2021,
 "Score-based generative modeling through SDEs", equation 29); T steps cut it at
 t_i = 1e-3 + (1 - 1e-3) i / T, i = 0..T.
 """
@@ -14,6 +14,7 @@ from torch import Tensor
 
 BETA_MIN = 0.1
 BETA_MAX = 20.0
+MAX_BETA = 50.0  # past which one step leaves nothing of the image that float32 could hold
 MAX_STEPS = 8
 
 FloatArray = npt.NDArray[np.float32]
@@ -36,21 +37,37 @@ class Schedule:
     Args:
         num_steps: T, 1..8.
         device: where the tables go.
+        beta_min, beta_max: the ends of beta(t).
     """
 
-    def __init__(self, num_steps: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        num_steps: int,
+        device: torch.device | str = "cpu",
+        *,
+        beta_min: float = BETA_MIN,
+        beta_max: float = BETA_MAX,
+    ) -> None:
         if not 1 <= num_steps <= MAX_STEPS:
             raise ValueError(f"Schedule: num_steps must be in 1..{MAX_STEPS}, got {num_steps}")
+        if not 0 <= beta_min <= beta_max <= MAX_BETA or beta_max == 0:
+            raise ValueError(
+                f"Schedule: beta_min and beta_max must be 0 <= beta_min <= beta_max <= {MAX_BETA}, "
+                f"got {beta_min} and {beta_max}"
+            )
         self.num_steps = num_steps
+        self.beta_min, self.beta_max = beta_min, beta_max
+        # The published tables are known for the published ends alone.
+        known = num_steps if (beta_min, beta_max) == (BETA_MIN, BETA_MAX) else 0
 
         def table(values: npt.NDArray[Any]) -> Tensor:
             return torch.from_numpy(values).to(device)
 
-        betas = _betas(num_steps)
+        betas = _betas(num_steps, beta_min, beta_max)
         one = np.float32(1)
-        a_s = _published(np.sqrt(one - betas), num_steps, "a_s")
+        a_s = _published(np.sqrt(one - betas), known, "a_s")
         self.a_s = table(a_s)
-        self.sigmas = table(_published(np.sqrt(betas), num_steps, "sigmas"))
+        self.sigmas = table(_published(np.sqrt(betas), known, "sigmas"))
         a_s_cum = np.cumprod(a_s)
         self.a_s_cum = table(a_s_cum)
         self.sigmas_cum = table(np.sqrt(one - a_s_cum**2))
@@ -75,14 +92,16 @@ class Schedule:
 
     def to(self, device: torch.device | str) -> "Schedule":
         """The same schedule on another device (itself where it is there already)."""
-        return self if torch.device(device) == self.device else Schedule(self.num_steps, device)
+        if torch.device(device) == self.device:
+            return self
+        return Schedule(self.num_steps, device, beta_min=self.beta_min, beta_max=self.beta_max)
 
 
-def _betas(num_steps: int) -> FloatArray:
+def _betas(num_steps: int, beta_min: float, beta_max: float) -> FloatArray:
     """beta_0..beta_T: the variance that each step adds; beta_0 = 1e-8 stands for the data."""
     # float64 up to the last line, as published.
     time = np.arange(num_steps + 1) / num_steps * (1.0 - 1e-3) + 1e-3
-    log_mean = -0.25 * time**2 * (BETA_MAX - BETA_MIN) - 0.5 * time * BETA_MIN
+    log_mean = -0.25 * time**2 * (beta_max - beta_min) - 0.5 * time * beta_min
     alpha_bars = 1.0 - (1.0 - np.exp(2.0 * log_mean))
     betas = 1.0 - alpha_bars[1:] / alpha_bars[:-1]
     return np.concatenate((np.array([1e-8]), betas)).astype(np.float32)

@@ -21,7 +21,9 @@ class FeatureNetwork(nn.Module):
     def __init__(self, network: EfficientNetLite0 | FidInception) -> None:
         super().__init__()
         self.network = network.eval().requires_grad_(False)
-        self.name = "inception" if isinstance(network, FidInception) else "efficientnet-lite0"
+        inception = isinstance(network, FidInception)
+        self.name = "inception" if inception else "efficientnet-lite0"
+        self.features = 2048 if inception else 1280
 
     def forward(self, images: Tensor) -> Tensor:
         check_tensor("FeatureNetwork", "images", images)

@@ -1,4 +1,4 @@
-"""The batches of the stages: images, or cached latents."""
+"""The images of a run, and the batches of its stages: images, or cached latents."""
 
 from collections.abc import Iterator
 
@@ -10,11 +10,23 @@ from lddgan_kernels.data import (
     LatentCache,
     PixelCache,
     image_batches,
+    open_images,
     steps_per_epoch,
 )
 from lddgan_kernels.trainer import distributed
 from lddgan_kernels.trainer.codec import Codec
 from lddgan_kernels.trainer.config import Config
+
+
+def open_dataset(config: Config) -> ImageDataset:
+    """The images that a configuration names."""
+    return open_images(
+        config.data,
+        config.images.resolution,
+        limit=config.limit,
+        channels=config.images.channels,
+        enlarge=config.images.enlarge,
+    )
 
 
 class ImageBatches:

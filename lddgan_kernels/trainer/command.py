@@ -113,7 +113,7 @@ def run(work: Callable[[], Any]) -> int:
         work()
         sys.stdout.flush()
     except Interrupted as stopped:
-        print(f"{stopped}; --resume goes on", file=sys.stderr)
+        print(stopped, file=sys.stderr)
         return 130
     except KeyboardInterrupt:
         print("stopped at once; a run goes on from its last checkpoint", file=sys.stderr)

@@ -24,6 +24,8 @@ class Images:
 
     resolution: Count = 32
     """Side in pixels: larger images are cropped and resized."""
+    enlarge: bool = False
+    """Use smaller images too, enlarged; else they are skipped."""
     channels: Literal[1, 3] = 3
     """3 for colour, 1 for grey."""
     flip: bool = True
@@ -58,6 +60,10 @@ class Diffusion:
 
     num_steps: Annotated[int, Range(1, 8)] = 4
     """T, the generator's calls for a sample; 1 makes a one-shot GAN."""
+    beta_min: NonNegative = 0.1
+    """Noise added per unit of time at its beginning."""
+    beta_max: NonNegative = 20.0
+    """And at its end."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,7 @@ class Config:
     """A run."""
 
     data: str | None = None
-    """Folder, zip, .npz, LMDB, CIFAR-10 archive, or "cifar10"; left out: the embedded digits."""
+    """Folder, archive or array of images (see `data.open_images`); left out: embedded digits."""
     limit: Count | None = None
     """At most this many images."""
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0

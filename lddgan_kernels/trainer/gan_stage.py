@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lddgan_kernels.diffusion import STREAM_Z, Schedule, draw_seeds
+from lddgan_kernels.diffusion import STREAM_Z, draw_seeds
 from lddgan_kernels.ops import diffuse_pair, posterior_sample, seeded_normal
 from lddgan_kernels.trainer import distributed, gan_losses, networks
 from lddgan_kernels.trainer.config import Config
@@ -46,7 +46,7 @@ class GanStage:
         self.ema = Ema(self.generator, gan.ema_decay)
         self.generator_optimizer = adam(self.generator, gan.lr_generator)
         self.discriminator_optimizer = adam(self.discriminator, gan.lr_discriminator)
-        self.schedule = Schedule(config.diffusion.num_steps, device)
+        self.schedule = networks.build_schedule(config, device)
         own = torch.Generator().manual_seed(step_seed(config.seed, "gan noise", 0))
         self.seeds = draw_seeds(self._part_size(), generator=own).to(device)
 

@@ -1,6 +1,7 @@
 """The data set's latents, encoded once."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,11 +11,11 @@ from lddgan_kernels.data import (
     ImageDataset,
     LatentCache,
     PixelCache,
-    open_images,
     weights_fingerprint,
 )
 from lddgan_kernels.models import Autoencoder
 from lddgan_kernels.trainer import distributed, networks
+from lddgan_kernels.trainer.batches import open_dataset
 from lddgan_kernels.trainer.config import Config
 from lddgan_kernels.trainer.folder import RunFolder
 from lddgan_kernels.trainer.network_files import load_autoencoder, save_autoencoder
@@ -45,7 +46,7 @@ def encode_dataset(
         batch = max(1, min(ENCODED_AT_ONCE, PIXELS_AT_ONCE // config.images.resolution**2))
         create_cache(config, folder.latents, dataset, autoencoder, fingerprint, batch, check)
     distributed.wait()
-    cache = LatentCache.open(folder.latents, fingerprint, dataset=dataset)
+    cache = LatentCache.open(folder.latents, fingerprint)
     if not cache.abs_max > 0:
         raise ValueError(f"encode: the largest |latent| must be positive, got {cache.abs_max}")
     autoencoder.latent_scale.fill_(cache.abs_max)
@@ -105,12 +106,9 @@ def encode_images(
     """
     autoencoder, config = load_autoencoder(RunFolder(run).autoencoder)
     config = resolve_for_inference(config, torch.device(device))
-    dataset = open_images(
-        config.data if data is None else data,
-        config.images.resolution,
-        limit=config.limit if data is None and limit is None else limit,
-        channels=config.images.channels,
-    )
+    if data is not None or limit is not None:
+        config = replace(config, data=config.data if data is None else data, limit=limit)
+    dataset = open_dataset(config)
     fingerprint = weights_fingerprint(autoencoder)
     networks.place(autoencoder, device, config)
     cache = create_cache(config, out, dataset, autoencoder, fingerprint, batch_size)

@@ -6,6 +6,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 
+from lddgan_kernels.diffusion import Schedule
 from lddgan_kernels.models import (
     Autoencoder,
     AutoencoderConfig,
@@ -28,6 +29,7 @@ Network = TypeVar("Network", bound=nn.Module)
 def validate(config: Config) -> None:
     """Raises ValueError where a field is wrong in itself or does not fit the others."""
     config_file.check(config)
+    build_schedule(config, "cpu")
     generator_config(config)
     discriminator_config(config)
     if config.codec == "autoencoder":
@@ -40,6 +42,12 @@ def validate(config: Config) -> None:
             f"got {model.num_blocks} (kind {model.kind!r}, patches of {model.patch_size}), which "
             f"need {smallest} px"
         )
+
+
+def build_schedule(config: Config, device: torch.device | str) -> Schedule:
+    """The schedule of the diffusion."""
+    steps = config.diffusion
+    return Schedule(steps.num_steps, device, beta_min=steps.beta_min, beta_max=steps.beta_max)
 
 
 def latent_shape(config: Config) -> tuple[int, int, int]:

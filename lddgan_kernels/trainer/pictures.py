@@ -37,12 +37,19 @@ def grid(images: Tensor, columns: int | None = None) -> Tensor:
 
 
 def save_png(path: Path, image: Tensor) -> None:
-    """Writes a (C, H, W) uint8 image; grey where C = 1."""
+    """Writes a (C, H, W) uint8 image, whole or not at all; grey where C = 1."""
     from PIL import Image
 
     pixels = image.permute(1, 2, 0).numpy()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+        picture.save(temporary, "PNG")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"{path} could not be written: {error.strerror or error}") from error
 
 
 @torch.no_grad()

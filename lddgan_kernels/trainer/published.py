@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 import torch
 
+from lddgan_kernels.diffusion.schedule import MAX_BETA
 from lddgan_kernels.interop import load_published
+from lddgan_kernels.interop.options import flag, integer, number, wrong
 from lddgan_kernels.models import Autoencoder, AutoencoderOptions, Generator
 from lddgan_kernels.trainer import networks
 from lddgan_kernels.trainer.config import Config, Diffusion, GeneratorOptions, Images
@@ -22,10 +24,13 @@ def read_options(path: Path) -> dict[str, Any]:
     Raises:
         OSError: it cannot be read. ValueError: it is neither, or holds no table.
     """
-    parse = tomllib.loads if path.suffix == ".toml" else json.loads
+    path = path.expanduser()
+    parse = tomllib.loads if path.suffix.lower() == ".toml" else json.loads
+    if path.exists() and not path.is_file():
+        raise ValueError(f"sample: options must be a file, got {path}")
     try:
-        found = parse(path.read_text())
-    except ValueError as error:
+        found = parse(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"sample: options must be .json or .toml, got {path}: {error}") from None
     if not isinstance(found, dict):
         raise ValueError(f"sample: options must be a table, got {type(found).__name__} in {path}")
@@ -44,8 +49,9 @@ def published_system(
     Args:
         checkpoint: see `interop.load_published`.
         network: "NCSNpp" or "WaveletNCSNpp".
-        options: its options, with `num_timesteps` (4 by default) and, beside an autoencoder,
-            `scale_factor`, by which latents are multiplied before they are decoded.
+        options: its options, with `num_timesteps`, `beta_min` and `beta_max` (4, 0.1, 20 by
+            default) and, beside an autoencoder, `scale_factor`, by which latents are multiplied
+            before they are decoded.
         device: where to sample.
         autoencoder: LDDGAN's checkpoint and options; those of a VQModelInterface have `n_embed`.
             Without one, 12 channels are Haar bands (WDDGAN), 3 are pixels (DDGAN).
@@ -79,7 +85,7 @@ def published_system(
         precision="float32",
         images=images,
         autoencoder=structure,
-        diffusion=Diffusion(int(options.get("num_timesteps", 4))),
+        diffusion=_diffusion(options),
         generator=GeneratorOptions(z_dim=generator.config.z_dim),
     )
     if decoder is not None:
@@ -96,8 +102,19 @@ def _load_autoencoder(
     assert isinstance(module, Autoencoder)
     if "scale_factor" not in generator_options:
         raise ValueError("sample: options must hold scale_factor where an autoencoder is given")
-    module.latent_scale.fill_(float(generator_options["scale_factor"]))
+    module.latent_scale.fill_(number(generator_options, "scale_factor", 0.0, high=1e6))
     return module
+
+
+def _diffusion(options: Mapping[str, Any]) -> Diffusion:
+    """The schedule of the published options, whose geometric one is not known here."""
+    if flag(options, "use_geometric", False):
+        raise wrong("use_geometric", "False", options["use_geometric"])
+    return Diffusion(
+        integer(options, "num_timesteps", 4),
+        beta_min=number(options, "beta_min", 0.1, high=MAX_BETA),
+        beta_max=number(options, "beta_max", 20.0, high=MAX_BETA),
+    )
 
 
 def _colours(channels: int) -> Any:

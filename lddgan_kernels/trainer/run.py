@@ -7,12 +7,12 @@ from typing import Any
 import torch
 
 from lddgan_kernels._checks import check_device
-from lddgan_kernels.data import ImageDataset, PixelCache, cache_pixels, open_images
+from lddgan_kernels.data import ImageDataset, PixelCache, cache_pixels
 from lddgan_kernels.models import Autoencoder
 from lddgan_kernels.trainer import config_file, distributed, networks
 from lddgan_kernels.trainer.autoencoder_losses import load_lpips
 from lddgan_kernels.trainer.autoencoder_stage import AutoencoderStage
-from lddgan_kernels.trainer.batches import ImageBatches, LatentBatches
+from lddgan_kernels.trainer.batches import ImageBatches, LatentBatches, open_dataset
 from lddgan_kernels.trainer.checkpoint import Checkpoint
 from lddgan_kernels.trainer.config import Config
 from lddgan_kernels.trainer.folder import RunFolder
@@ -76,15 +76,7 @@ def train(
     with distributed.processes(device) as mine, StopRequest() as stop:
         networks.validate(config)
         _check_batches(config)
-        dataset = cache_pixels(
-            open_images(
-                config.data,
-                config.images.resolution,
-                limit=config.limit,
-                channels=config.images.channels,
-            ),
-            workers=config.images.workers,
-        )
+        dataset = cache_pixels(open_dataset(config), workers=config.images.workers)
         config, precision = resolve(config, mine)
         folder = RunFolder(out)
         asked = config

@@ -10,7 +10,15 @@ ABANDON_PRESSES, ABANDON_WITHIN = 3, 5.0
 
 
 class Interrupted(Exception):
-    """The run was asked to stop, and its checkpoint is written."""
+    """The work was asked to stop, and what it has done is kept.
+
+    Args:
+        done: how far it came.
+        hint: how to go on.
+    """
+
+    def __init__(self, done: str, hint: str = "--resume goes on") -> None:
+        super().__init__(f"{done}; {hint}")
 
 
 class StopRequest:

@@ -17,7 +17,7 @@ from lddgan_kernels.trainer.system import System
 def summarize(config: Config, system: System, dataset: ImageDataset | PixelCache) -> dict[str, Any]:
     """Samples, their scores and their speed."""
     scores: dict[str, Any] = {}
-    scored = config.log.scored if dataset.name == "digits" else 0
+    scored = config.log.scored if config.data is None else 0
     began = time.perf_counter()
     seeds = torch.arange(scored or config.log.grid)
     samples = system(seeds, batch_size=min(len(seeds), config.gan.batch_size))

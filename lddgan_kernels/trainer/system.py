@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from lddgan_kernels import diffusion
-from lddgan_kernels.diffusion import Schedule
 from lddgan_kernels.trainer import networks
 from lddgan_kernels.trainer.codec import Codec
 from lddgan_kernels.trainer.config import Config
@@ -28,7 +27,7 @@ class System:
         self.generator = generator
         self.codec = codec
         self.device = next(generator.parameters()).device
-        self._schedule = Schedule(config.diffusion.num_steps, self.device)
+        self._schedule = networks.build_schedule(config, self.device)
         self._options: dict[str, Any] = {
             "z_dim": config.generator.z_dim,
             "memory_format": networks.layout(config),

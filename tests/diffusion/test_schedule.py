@@ -46,3 +46,26 @@ def test_moves_between_devices():
 def test_bad_number_of_steps(num_steps):
     with pytest.raises(ValueError, match=f"num_steps must be in 1..8, got {num_steps}"):
         Schedule(num_steps)
+
+
+def test_other_ends_of_beta():
+    s = Schedule(4, beta_min=0.1, beta_max=10)
+    time = torch.arange(5, dtype=torch.float64) / 4 * (1 - 1e-3) + 1e-3
+    cumulated = torch.exp(-0.25 * time**2 * 9.9 - 0.5 * time * 0.1)
+    torch.testing.assert_close(
+        s.a_s_cum[1:], (cumulated[1:] / cumulated[0]).float(), atol=1e-6, rtol=1e-5
+    )
+    moved = s.to("meta")
+    assert (moved.beta_min, moved.beta_max) == (0.1, 10)
+    same = Schedule(4, beta_min=0.1, beta_max=20)
+    assert all(torch.equal(t, same.tables()[n]) for n, t in Schedule(4).tables().items())
+    for ends in ((-1, 20), (0.1, 1e9), (0.1, float("nan")), (20, 0.1), (0, 0)):
+        with pytest.raises(ValueError, match="beta_min and beta_max must be 0 <="):
+            Schedule(4, beta_min=ends[0], beta_max=ends[1])
+
+
+@pytest.mark.parametrize("num_steps", range(1, 9))
+@pytest.mark.parametrize("beta_max", [0.2, 50.0])
+def test_tables_of_extreme_ends_are_finite(num_steps, beta_max):
+    for name, table in Schedule(num_steps, beta_max=beta_max).tables().items():
+        assert table.isfinite().all(), name

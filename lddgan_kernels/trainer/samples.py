@@ -1,0 +1,103 @@
+"""A folder of samples, written as they are drawn; a call that was stopped goes on where it was."""
+
+import hashlib
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lddgan_kernels.data import read_listed, weights_fingerprint, write_listed
+from lddgan_kernels.trainer.codec import AutoencoderCodec
+from lddgan_kernels.trainer.pictures import save_png
+from lddgan_kernels.trainer.stop import Interrupted, StopRequest
+from lddgan_kernels.trainer.system import System
+
+# Seconds between two notes of which pictures are there: what is drawn since is drawn again.
+NOTED_EVERY = 2.0
+
+
+def write_samples(system: System, seeds: list[int], out: Path, batch_size: int) -> int:
+    """Draws the samples of `seeds` into `out` as SEED.png; returns how many were drawn now.
+
+    Pictures that an earlier call with the same system and seeds left are kept. `out` then lists
+    those of this call (`data.write_listed`): what else is there is not taken for a sample.
+
+    Raises:
+        Interrupted: a stop was asked for; the batch under way is written.
+    """
+    from tqdm import tqdm
+
+    out.mkdir(parents=True, exist_ok=True)
+    names = [f"{seed}.png" for seed in seeds]
+    call = {"system": system_fingerprint(system), "seeds": names}
+    listed = read_listed(out)
+    same = listed is not None and listed.get("call") == _short(call)
+    before = set(listed["pictures"]) if same and listed is not None else set[str]()
+    there = {name for name in before if _is_whole(out / name)}
+    left = [seed for seed, name in zip(seeds, names, strict=True) if name not in there]
+
+    def note() -> None:
+        write_listed(out, [name for name in names if name in there], call=_short(call))
+
+    note()
+    noted = time.monotonic()
+    with (
+        StopRequest() as stop,
+        tqdm(total=len(seeds), initial=len(seeds) - len(left), unit="img", delay=5) as bar,
+    ):
+        try:
+            for part in torch.tensor(left, dtype=torch.int64).split(batch_size):
+                for seed, image in zip(part.tolist(), system(part, batch_size), strict=True):
+                    save_png(out / f"{seed}.png", image)
+                    there.add(f"{seed}.png")
+                bar.update(len(part))
+                if time.monotonic() - noted > NOTED_EVERY:
+                    note()
+                    noted = time.monotonic()
+                if stop.asked and len(there) < len(set(names)):
+                    raise Interrupted(
+                        f"stopped after {len(there)} of {len(names)} samples in {out}",
+                        "the same command goes on",
+                    )
+        finally:
+            note()
+    return len(left)
+
+
+def read_samples(out: Path, seeds: list[int]) -> Tensor:
+    """(N, C, H, W) uint8 of the pictures of `seeds`."""
+    pixels = [np.asarray(Image.open(out / f"{seed}.png")) for seed in seeds]
+    images = torch.from_numpy(np.stack(pixels))
+    return images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
+
+
+def system_fingerprint(system: System) -> str:
+    """A hash of all that decides which image a seed gives."""
+    codec, config = system.codec, system.config
+    scale = codec.autoencoder.latent_scale.item() if isinstance(codec, AutoencoderCodec) else 1.0
+    about = {
+        "generator": weights_fingerprint(system.generator),
+        "codec": [type(codec).__name__, weights_fingerprint(codec), scale],
+        "diffusion": asdict(config.diffusion),
+        "precision": config.precision,
+    }
+    return _short(about)
+
+
+def _short(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a picture is there: written to the end (a power cut can leave an empty name)."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(-12, 2)
+            return file.read()[4:8] == b"IEND"
+    except OSError:
+        return False
