@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 import tyro
 
+from lddgan_kernels._checks import check_device, fail
 from lddgan_kernels.trainer import command
 from lddgan_kernels.trainer.latents import encode_images
 
@@ -41,6 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = tyro.cli(Options, args=arguments)
 
     def work() -> None:
+        check_device("encode", options.device)
+        if options.out.is_dir():
+            raise fail("encode", "out", "a file", f"the folder {options.out}")
+        if options.batch_size < 1:
+            raise fail("encode", "batch_size", "at least 1", options.batch_size)
         cache, skipped = encode_images(
             options.run,
             options.out,

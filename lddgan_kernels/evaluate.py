@@ -23,7 +23,7 @@ import tyro
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lddgan_kernels._checks import fail
+from lddgan_kernels._checks import check_device, fail
 from lddgan_kernels.data import ImageDataset, open_images
 from lddgan_kernels.metrics import (
     FeatureNetwork,
@@ -116,6 +116,7 @@ def evaluate(options: Options) -> dict[str, Any]:
 
 def _check(options: Options) -> None:
     """Raises ValueError, before any work, for options that do not fit."""
+    check_device("evaluate", options.device)
     if (options.run is None) == (options.fake is None):
         raise ValueError("evaluate: one of --fake and --run must be given")
     if options.run is None and (options.real is None or options.resolution is None):

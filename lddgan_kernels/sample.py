@@ -20,6 +20,7 @@ from typing import Literal
 import torch
 import tyro
 
+from lddgan_kernels._checks import check_device
 from lddgan_kernels.trainer import command
 from lddgan_kernels.trainer.folder import RunFolder
 from lddgan_kernels.trainer.network_files import load_system
@@ -82,6 +83,7 @@ def parse_seeds(text: str) -> list[int]:
 
 def load(options: Options) -> System:
     """The system that the options name."""
+    check_device("sample", options.device)
     sources = (options.run, options.checkpoint, options.published)
     if sum(source is not None for source in sources) != 1:
         raise ValueError("sample: one of --run, --checkpoint and --published must be given")

@@ -185,3 +185,13 @@ def test_two_processes_train_one_model(preset, tmp_path):
     assert lines[-1]["processes"] == 2
     steps = [line["step"] for line in lines if line["kind"] == "step" and line["stage"] == "gan"]
     assert steps == [2, 3]
+
+
+def test_encode_refuses_before_it_works(tmp_path, capsys):
+    for flags, said in (
+        (["--out", str(tmp_path)], "encode: out must be a file, got the folder"),
+        (["--out", "l", "--batch-size", "0"], "encode: batch_size must be at least 1, got 0"),
+        (["--out", "l", "--device", "quantum"], "encode: device"),
+    ):
+        assert encode.main(["--run", str(tmp_path / "none"), *flags]) == 1
+        assert said in capsys.readouterr().err
