@@ -130,6 +130,29 @@ def test_import_arrows(path):
             assert here in ("ops", "triton"), f"{here} must not import {dotted}"
 
 
+def module_of(name):
+    """The file of a dotted name; a package's own where the name is what it holds."""
+    for end in range(len(name), 0, -1):
+        for path in (
+            ROOT.joinpath(*name[:end]).with_suffix(".py"),
+            ROOT.joinpath(*name[:end], "__init__.py"),
+        ):
+            if path.exists():
+                return path
+    raise AssertionError(f"{name}: no such module")
+
+
+def test_imports_go_in_no_circle():
+    graph = {
+        path: {module_of(n) for n in imports(path) if n[0] == "lddgan_kernels"} - {path}
+        for path in modules()
+    }
+    while graph:  # modules that import nothing left here are done
+        done = {path for path, targets in graph.items() if not targets & graph.keys()}
+        assert done, f"in circles, or above one: {sorted(str(path) for path in graph)}"
+        graph = {path: targets for path, targets in graph.items() if path not in done}
+
+
 def test_only_ops_call_native_operators():
     for path in modules():
         for node in ast.walk(tree(path)):
