@@ -23,17 +23,17 @@ def describe(summary: dict[str, Any]) -> str:
     if "reconstruction_l1" in scores:
         lines.append(f"reconstruction: L1 {scores['reconstruction_l1']:.4f}")
     if "digits" in scores:
-        found = scores["digits"]
+        digits = scores["digits"]
         lines += [
-            f"read with p > 0.9: {found['share_confident']:.3f} of the samples, "
-            f"{found['share_confident_real']:.3f} of held-out real digits "
-            f"(ratio {found['share_confident_ratio']:.3f}), "
-            f"{found['share_confident_blends']:.3f} of blends, "
-            f"{found['share_confident_noise']:.3f} of noise",
+            f"read with p > 0.9: {digits['share_confident']:.3f} of the samples, "
+            f"{digits['share_confident_real']:.3f} of held-out real digits "
+            f"(ratio {digits['share_confident_ratio']:.3f}), "
+            f"{digits['share_confident_blends']:.3f} of blends, "
+            f"{digits['share_confident_noise']:.3f} of noise",
             "share of each digit: "
-            + " ".join(f"{i}:{share:.3f}" for i, share in enumerate(found["digit_shares"])),
+            + " ".join(f"{i}:{share:.3f}" for i, share in enumerate(digits["digit_shares"])),
             "distance to the nearest training image: "
-            f"{found['nearest_distance_ratio']:.3f} of that of held-out digits",
+            f"{digits['nearest_distance_ratio']:.3f} of that of held-out digits",
         ]
     if summary["skipped"]:
         lines.append(f"{summary['skipped']} images could not be used:")

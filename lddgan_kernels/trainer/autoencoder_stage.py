@@ -89,11 +89,11 @@ def autoencoder_step(
     if loss.discriminator is not None and critic_optimizer is not None and loss.gan_at(step):
         loss.discriminator.requires_grad_(True)
         with context:
-            critic, more = loss.critic(batch, output.reconstruction)
+            critic, critic_metrics = loss.critic(batch, output.reconstruction)
         critic_optimizer.zero_grad(set_to_none=True)
         critic.backward()
         critic_optimizer.step()
-        metrics |= more
+        metrics |= critic_metrics
     return metrics
 
 
@@ -151,10 +151,10 @@ class AutoencoderStage:
 
     def modules(self) -> dict[str, torch.nn.Module]:
         """The networks by name."""
-        found: dict[str, torch.nn.Module] = {"autoencoder": self.model}
+        modules: dict[str, torch.nn.Module] = {"autoencoder": self.model}
         if self.loss.discriminator is not None:
-            found["critic"] = self.loss.discriminator
-        return found
+            modules["critic"] = self.loss.discriminator
+        return modules
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs."""
@@ -166,5 +166,5 @@ class AutoencoderStage:
         for name, module in self.modules().items():
             module.load_state_dict(state[name])
         present = [optimizer for optimizer in self.optimizers if optimizer is not None]
-        for optimizer, found in zip(present, state["optimizers"], strict=True):
-            optimizer.load_state_dict(found)
+        for optimizer, saved in zip(present, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)

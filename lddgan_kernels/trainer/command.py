@@ -45,11 +45,11 @@ def parse(command: str, about: str, arguments: Sequence[str] | None) -> tuple[Op
     first.add_argument("--preset", default=None)
     first.add_argument("--out", type=Path, default=None)
     first.add_argument("--resume", action="store_true")
-    given, _ = first.parse_known_args(arguments)
-    preset = given.preset or "digits"
-    out = given.out or Path("runs") / Path(preset).stem
+    early, _ = first.parse_known_args(arguments)
+    preset = early.preset or "digits"
+    out = early.out or Path("runs") / Path(preset).stem
     source = preset
-    if given.resume and given.preset is None and (out / "config.toml").exists():
+    if early.resume and early.preset is None and (out / "config.toml").exists():
         source = str(out / "config.toml")
     default = Options(config=config_file.load(source), preset=preset)
     program = f"python -m lddgan_kernels.{command}"

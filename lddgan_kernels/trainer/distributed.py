@@ -26,15 +26,15 @@ def processes(device: str) -> Iterator[torch.device]:
     if "WORLD_SIZE" not in os.environ:
         yield torch.device(device)
         return
-    mine = torch.device(device)
-    if mine.type == "cuda":
-        mine = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(mine)
-    backend = "nccl" if mine.type == "cuda" else "gloo"
+    own_device = torch.device(device)
+    if own_device.type == "cuda":
+        own_device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(own_device)
+    backend = "nccl" if own_device.type == "cuda" else "gloo"
     # Rank 0 writes files and scores samples while the others wait.
     dist.init_process_group(backend, timeout=timedelta(hours=2))
     try:
-        yield mine
+        yield own_device
     finally:
         dist.destroy_process_group()
 

@@ -47,8 +47,8 @@ class GanStage:
         self.generator_optimizer = adam(self.generator, gan.lr_generator)
         self.discriminator_optimizer = adam(self.discriminator, gan.lr_discriminator)
         self.schedule = networks.build_schedule(config, device)
-        own = torch.Generator().manual_seed(step_seed(config.seed, "gan noise", 0))
-        self.seeds = draw_seeds(self._part_size(), generator=own).to(device)
+        generator = torch.Generator().manual_seed(step_seed(config.seed, "gan noise", 0))
+        self.seeds = draw_seeds(self._part_size(), generator=generator).to(device)
 
     def _part_size(self) -> int:
         """Images that go through a network at once."""
@@ -80,10 +80,10 @@ class GanStage:
             with autocast(self.config, self.device):
                 real_logit = self.discriminator(x_t, t, x_next)
                 fake_logit = self.discriminator(fake, t, x_next)
-            loss, found = gan_losses.discriminator_loss(
+            loss, part = gan_losses.discriminator_loss(
                 gan, real_logit, fake_logit, x_t if penalize else None
             )
-            self._backward(loss, found, metrics)
+            self._backward(loss, part, metrics)
         self._update(self.discriminator_optimizer)
 
         # The generator learns to pass for real, and to meet x_0.
@@ -93,8 +93,8 @@ class GanStage:
             predicted, fake = self._denoise(x_next, t, 2 * i + 1)
             with autocast(self.config, self.device):
                 fake_logit = self.discriminator(fake, t, x_next)
-            loss, found = gan_losses.generator_loss(gan, fake_logit, x0, predicted, progress)
-            self._backward(loss, found, metrics)
+            loss, part = gan_losses.generator_loss(gan, fake_logit, x0, predicted, progress)
+            self._backward(loss, part, metrics)
         self._update(self.generator_optimizer)
         self.discriminator.requires_grad_(True)
 
@@ -116,11 +116,11 @@ class GanStage:
         predicted = predicted.float().contiguous(memory_format=self.layout)
         return predicted, posterior_sample(predicted, x_next, t, self.schedule, seeds, step=noise)
 
-    def _backward(self, loss: Tensor, found: Metrics, metrics: Metrics) -> None:
+    def _backward(self, loss: Tensor, part: Metrics, metrics: Metrics) -> None:
         """Adds a part's gradients, and its metrics to those of the step."""
         accumulate = self.config.gan.accumulate
         (loss / accumulate).backward()
-        for name, value in found.items():
+        for name, value in part.items():
             metrics[name] = metrics.get(name, 0.0) + value / accumulate
 
     def _update(self, optimizer: Optimizer) -> None:
@@ -145,10 +145,11 @@ class GanStage:
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs."""
-        found: dict[str, Any] = {k: module.state_dict() for k, module in self.modules().items()}
-        found["generator_optimizer"] = self.generator_optimizer.state_dict()
-        found["discriminator_optimizer"] = self.discriminator_optimizer.state_dict()
-        return found
+        return {
+            **{name: module.state_dict() for name, module in self.modules().items()},
+            "generator_optimizer": self.generator_optimizer.state_dict(),
+            "discriminator_optimizer": self.discriminator_optimizer.state_dict(),
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes back to a `state`."""

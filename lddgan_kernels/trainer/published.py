@@ -29,12 +29,12 @@ def read_options(path: Path) -> dict[str, Any]:
     if path.exists() and not path.is_file():
         raise ValueError(f"sample: options must be a file, got {path}")
     try:
-        found = parse(path.read_text(encoding="utf-8"))
+        options = parse(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"sample: options must be .json or .toml, got {path}: {error}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"sample: options must be a table, got {type(found).__name__} in {path}")
-    return found
+    if not isinstance(options, dict):
+        raise ValueError(f"sample: options must be a table, got {type(options).__name__} in {path}")
+    return options
 
 
 def published_system(
@@ -64,18 +64,19 @@ def published_system(
         raise ValueError(f"sample: network must be a generator, got {network}")
     channels, resolution = generator.config.channels, generator.config.resolution
     codec: Literal["autoencoder", "haar", "none"]
-    decoder, structure = None, AutoencoderOptions()
+    decoder, autoencoder_options = None, AutoencoderOptions()
     if autoencoder is not None:
         decoder = _load_autoencoder(*autoencoder, options)
-        own = decoder.config
-        if own.latent_channels != channels:
+        structure = decoder.config
+        if structure.latent_channels != channels:
             raise ValueError(
                 f"sample: the autoencoder must have latents of the generator's {channels} "
-                f"channels, got {own.latent_channels}"
+                f"channels, got {structure.latent_channels}"
             )
-        codec, images = "autoencoder", Images(resolution * own.factor, _colours(own.image_channels))
+        codec = "autoencoder"
+        images = Images(resolution * structure.factor, _colours(structure.image_channels))
         names = [field.name for field in fields(AutoencoderOptions)]
-        structure = AutoencoderOptions(**{name: getattr(own, name) for name in names})
+        autoencoder_options = AutoencoderOptions(**{n: getattr(structure, n) for n in names})
     elif channels == 12:
         codec, images = "haar", Images(2 * resolution)
     else:
@@ -84,7 +85,7 @@ def published_system(
         codec=codec,
         precision="float32",
         images=images,
-        autoencoder=structure,
+        autoencoder=autoencoder_options,
         diffusion=_diffusion(options),
         generator=GeneratorOptions(z_dim=generator.config.z_dim),
     )

@@ -23,8 +23,8 @@ def summarize(config: Config, system: System, dataset: ImageDataset | PixelCache
     samples = system(seeds, batch_size=min(len(seeds), config.gan.batch_size))
     speed = len(seeds) / (time.perf_counter() - began)
     if isinstance(system.codec, AutoencoderCodec):
-        some = torch.stack([dataset[i] for i in range(min(256, len(dataset)))])
-        images = some.float() / 127.5 - 1
+        originals = torch.stack([dataset[i] for i in range(min(256, len(dataset)))])
+        images = originals.float() / 127.5 - 1
         with torch.no_grad():
             decoded = torch.cat(
                 [
@@ -34,9 +34,9 @@ def summarize(config: Config, system: System, dataset: ImageDataset | PixelCache
             )
         scores["reconstruction_l1"] = (decoded.clamp(-1, 1) - images).abs().mean().item()
     if scored:
-        found = score_digits(samples)._asdict()
-        found["share_confident_ratio"] = found["share_confident"] / found["share_confident_real"]
-        scores["digits"] = found
+        digits = score_digits(samples)._asdict()
+        digits["share_confident_ratio"] = digits["share_confident"] / digits["share_confident_real"]
+        scores["digits"] = digits
     skipped = [list(item) for item in dataset.skipped]
     return {
         "scores": scores,
