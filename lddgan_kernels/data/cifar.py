@@ -86,7 +86,12 @@ def _reader_of(members: Mapping[str, Member], kind: Kind) -> Reader:
 
 
 def _read_in(folder: Path) -> Reader:
-    return lambda name: (folder / name).read_bytes()
+    def read(name: str) -> bytes:
+        if not (folder / name).is_file():  # a FIFO would block
+            raise ValueError(f"{name} is not a file")
+        return (folder / name).read_bytes()
+
+    return read
 
 
 def _gather(path: Path, kind: Kind, read: Reader) -> ArraySource:

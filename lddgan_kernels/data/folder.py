@@ -87,6 +87,8 @@ class FolderSource:
 
 def read_listed(folder: Path) -> dict[str, Any] | None:
     """What `write_listed` noted in a folder; None where nothing of the kind is there."""
+    if not (folder / LISTED).is_file():
+        return None
     try:
         found = json.loads((folder / LISTED).read_bytes())
     except (OSError, ValueError):

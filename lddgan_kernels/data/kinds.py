@@ -54,5 +54,6 @@ def check_bytes(size: int) -> None:
 
 
 def readable(name: str) -> str:
-    """A name that can be printed and stored, also where it is not UTF-8 on the disk."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    """A name that can be printed in a line and stored, whatever bytes it has on the disk."""
+    decoded = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in decoded)

@@ -98,11 +98,16 @@ class LmdbSource:
         for size, count in sizes.most_common(1):
             side = math.isqrt(size // 3)
             if side > 0 and 3 * side * side == size and 2 * count > len(self._values):
-                first = next(value for value in self._values if value.size == size)
+                some = [value for value in self._values if value.size == size][:9]
                 with open(self._path, "rb") as file:
-                    file.seek(first.offset)
-                    return None if is_encoded(file.read(16)) else side
+                    encoded = [self._begins_encoded(file, value) for value in some]
+                return None if 2 * sum(encoded) > len(some) else side
         return None
+
+    @staticmethod
+    def _begins_encoded(file: BinaryIO, value: Value) -> bool:
+        file.seek(value.offset)
+        return is_encoded(file.read(16))
 
 
 class _Tree:

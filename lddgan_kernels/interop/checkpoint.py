@@ -20,7 +20,7 @@ AVERAGED = ("ema", "averag", "shadow")
 # Of several networks that fit, which is meant where none is averaged.
 PREFERRED = ("state_dict", "netG_dict", "netD_dict", "model", "generator", "discriminator")
 
-DEPTH = 3
+DEPTH = 5
 
 
 class Found(NamedTuple):

@@ -3,7 +3,7 @@
 A pickle names functions and classes that rebuild its objects. Here only those that make tensors and
 plain containers are known; for any other name an empty class stands in, so that neither it nor its
 module is imported. What lies beside the weights (optimisers' helpers, options, dates, numbers of
-NumPy) then comes out empty.
+NumPy) then comes out as a dict of attributes, or empty.
 """
 
 import pickle
@@ -33,7 +33,7 @@ HOSTILE_BUILTINS = frozenset(
 
 
 class StandIn(dict[Any, Any]):
-    """In the place of an object that is not needed; keeps the items of one that is a dict."""
+    """In the place of an object of a class that is not known: its items and attributes."""
 
     origin = "nothing"
 
@@ -41,7 +41,9 @@ class StandIn(dict[Any, Any]):
         super().__init__()
 
     def __setstate__(self, state: Any) -> None:
-        """Drops the state."""
+        """Keeps attributes, among which averaged weights may be."""
+        if isinstance(state, dict):
+            self.update(state)
 
     def __call__(self, *args: Any, **kwargs: Any) -> "StandIn":
         """Another, in the place of what a function would return."""

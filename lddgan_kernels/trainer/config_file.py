@@ -96,6 +96,13 @@ def dump(config: Config) -> str:
 def check(config: Config) -> None:
     """Raises ValueError for a field of the wrong type or out of range."""
     _options.build(Config, dataclasses.asdict(config), "config")
+    try:
+        (config.data or "").encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"config: data must be a path in UTF-8, which TOML can hold, got {config.data!r}: "
+            "rename it, or link to it under another name"
+        ) from None
 
 
 def differences(old: Config, new: Config) -> list[tuple[str, Any, Any]]:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import pickle
 import tarfile
 import zipfile
 
@@ -65,6 +66,12 @@ def test_what_is_no_file_is_named_and_does_not_block(tmp_path, monkeypatch):
     ]
     with pytest.raises(ValueError, match="got the file .*pipe.png"):
         open_images(root / "pipe.png", 16)
+    os.mkfifo(root / "samples.json")
+    assert len(open_images(root, 16)) == 2
+    os.mkfifo(root / "data_batch_2")
+    (root / "data_batch_1").write_bytes(pickle.dumps({b"data": noise(1, 3072), b"labels": [0]}))
+    with pytest.raises(ValueError, match="CIFAR-10 with data_batch_2, got .* is not a file"):
+        open_images(root, 16)
 
 
 def test_names_that_are_not_utf8(tmp_path):
@@ -75,6 +82,7 @@ def test_names_that_are_not_utf8(tmp_path):
     dataset, _ = read_all(os.fsdecode(os.fsencode(tmp_path) + b"/s\xe9t"))
     assert [name for name, _ in dataset.skipped] == ["caf\\xe9.png"]
     assert dataset.name == "s\\xe9t"
+    assert kinds.readable("a\nb\x1b[é.png") == "a\\nb\\x1b[é.png"
     with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT) as archive:
         for name in ("caf\udce9.png", "good.png"):
             content = png(noise(16, 16, 3)) if name[0] == "g" else b"junk"
@@ -203,6 +211,11 @@ def test_encoded_values_whose_size_fits_raw_pixels(tmp_path):
     dataset, shown = read_all(tmp_path / "a_lmdb")
     assert shown == [90] * 4
     assert dataset.skipped == []
+    raw = noise(3, 16, 16, 3)
+    raw[0, 0, 0] = (0xFF, 0xD8, 0xFF)  # as a JPEG begins
+    write_lmdb(tmp_path / "raw_lmdb", {str(i): pixels.tobytes() for i, pixels in enumerate(raw)})
+    dataset = open_images(tmp_path / "raw_lmdb", 16)
+    assert np.array_equal(dataset[0].numpy(), raw[0].transpose(2, 0, 1))
     # A stray value of a square size among encoded ones is not taken for pixels either.
     write_lmdb(tmp_path / "b_lmdb", {"a": png(noise(16, 16, 3)), "b": bytes(768), "c": b"xx"})
     assert [name for name, _ in read_all(tmp_path / "b_lmdb")[0].skipped] == ["b", "c"]
@@ -247,8 +260,6 @@ def test_archives_beside_pictures_are_named(tmp_path):
 
 
 def test_a_cifar_archive_with_a_flipped_byte(tmp_path):
-    import pickle
-
     batch = pickle.dumps({b"labels": [0] * 9, b"data": noise(9, 3072)}, protocol=2)
     files = {f"cifar-10-batches-py/data_batch_{i}": batch for i in range(1, 6)}
     write_tar(tmp_path / "c.tar.gz", files, "w:gz")

@@ -81,6 +81,21 @@ def test_averaged_weights_are_preferred(generator_state, key):
         loads({"a": other, "b": generator_state}, generator_state)
 
 
+class Average:
+    """As many training scripts keep one: an object with the averages in a dict."""
+
+    def __init__(self, weights):
+        self.decay = 0.999
+        self.shadow = weights
+
+
+def test_averages_inside_an_object(tmp_path, generator_state):
+    other = {name: value + 1 for name, value in generator_state.items()}
+    torch.save({"model": other, "ema": Average(generator_state)}, tmp_path / "c.pth")
+    with pytest.warns(UserWarning, match="took `ema.shadow` of model, ema.shadow"):
+        loads(tmp_path / "c.pth", generator_state)
+
+
 def run_with_optimizer(state, averages, **changes):
     entries = {
         i: {"step": 9, "exp_avg": value * 0, "ema": value} for i, value in enumerate(averages)

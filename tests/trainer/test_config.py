@@ -155,3 +155,11 @@ def test_every_field_is_documented():
 
 def test_tiny_is_smaller_than_any_preset():
     assert "epochs = 3" in TINY
+
+
+def test_a_path_that_toml_cannot_hold_is_refused_at_once():
+    with pytest.raises(
+        ValueError, match=r"config: data must be a path in UTF-8, .* got 'caf.udce9'"
+    ):
+        config_file.check(Config(data="caf\udce9"))
+    config_file.check(Config(data="café\u202f1"))
