@@ -89,6 +89,16 @@ LDDGAN_INLINE void store(BFloat16* p, Vec v) {
   up = _mm512_mask_or_epi32(up, is_nan, word, _mm512_set1_epi32(0x00400000));
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                       _mm512_cvtepi32_epi16(_mm512_srli_epi32(up, 16)));
+#elif defined(__AVX2__)
+  // The same; shifted with their sign, the words pass the saturating pack as they are.
+  __m256i word = (__m256i)v;
+  __m256i even = _mm256_and_si256(_mm256_srli_epi32(word, 16), _mm256_set1_epi32(1));
+  __m256i up = _mm256_add_epi32(even, _mm256_add_epi32(word, _mm256_set1_epi32(0x7fff)));
+  __m256i quiet = _mm256_or_si256(word, _mm256_set1_epi32(0x00400000));
+  __m256 is_nan = _mm256_cmp_ps((__m256)v, (__m256)v, _CMP_UNORD_Q);
+  up = (__m256i)_mm256_blendv_ps((__m256)up, (__m256)quiet, is_nan);
+  up = _mm256_srai_epi32(up, 16);
+  store_raw(p, _mm_packs_epi32(_mm256_castsi256_si128(up), _mm256_extracti128_si256(up, 1)));
 #else
   VecU bits = (VecU)v;
   VecU rounded = bits + (((bits >> 16) & 1u) + 0x7fffu);
