@@ -51,9 +51,9 @@ def test_a_group_of_shares_counts_its_sum():
     assert _harness._ratio(shared, "eager") == pytest.approx(3.5)
 
 
-def test_the_readme_has_the_predictions():
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    assert floors.row("cifar10") in readme
+def test_the_documents_have_the_predictions():
+    performance = (Path(__file__).parents[1] / "docs/performance.md").read_text()
+    assert floors.row("cifar10") in performance
 
 
 def test_an_interrupted_benchmark_keeps_its_cases(tmp_path, monkeypatch):
