@@ -117,7 +117,7 @@ class CMakeBuild(build_ext):
         ]
         if nvcc:
             arguments.append(f"-DCMAKE_CUDA_COMPILER={nvcc}")
-            architectures = os.environ.get("TORCH_CUDA_ARCH_LIST", "8.0;9.0").replace(" ", ";")
+            architectures = os.environ.get("TORCH_CUDA_ARCH_LIST", "7.5;8.0;9.0").replace(" ", ";")
             numbers = [a.split("+")[0].replace(".", "") for a in architectures.split(";") if a]
             arguments.append(f"-DCMAKE_CUDA_ARCHITECTURES={';'.join(numbers)}")
         subprocess.run(

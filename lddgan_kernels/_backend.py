@@ -106,6 +106,11 @@ def unavailable(op: str, backend: str, x: Tensor, kernels: tuple[str, ...]) -> s
             return _extension.why_missing()
         if not _extension.has_cuda_kernels():
             return "the extension was compiled without CUDA kernels"
+        properties = torch.cuda.get_device_properties(x.device)
+        if not _extension.cuda_code_for(10 * properties.major + properties.minor):
+            compiled = ", sm_".join(map(str, _extension.cuda_architectures()))
+            here = f"{properties.name} is sm_{properties.major}{properties.minor}"
+            return f"the extension was compiled for sm_{compiled} and newer, and {here}"
     if x.dtype not in NATIVE_DTYPES:
         return f"dtype {x.dtype} runs on the reference only"
     return None

@@ -27,6 +27,8 @@ def _load() -> tuple[ModuleType | None, str | None]:
 
 
 _C, _error = _load()
+# Read once: a plain constant to torch.compile.
+_built: dict[str, str] = {} if _C is None else dict(_C.build_info())
 
 
 def module() -> ModuleType | None:
@@ -41,12 +43,27 @@ def is_loaded() -> bool:
 
 def has_cuda_kernels() -> bool:
     """Whether the loaded extension was compiled with its CUDA kernels."""
-    return _C is not None and bool(_C.build_info()["cuda"])
+    return bool(_built.get("cuda"))
 
 
 def build_info() -> dict[str, str]:
     """What the extension was built with: compiler, torch version, CUDA version, architectures."""
-    return dict(_C.build_info()) if _C is not None else {}
+    return dict(_built)
+
+
+def cuda_architectures() -> tuple[int, ...]:
+    """What the CUDA kernels were compiled for: (75, 80, 90)."""
+    names = _built.get("cuda_architectures", "").split(",")
+    numbers = (int(name.rstrip("af")) for name in names if name)  # "90a" is 90 and more
+    return tuple(sorted(numbers)) if has_cuda_kernels() else ()
+
+
+def cuda_code_for(capability: int) -> int:
+    """The architecture whose code a GPU of such a compute capability (90) runs; 0: none.
+
+    It may be an older one: code compiled for sm_80 runs on sm_90, without what is new there.
+    """
+    return max((a for a in cuda_architectures() if a <= capability), default=0)
 
 
 def why_missing() -> str | None:

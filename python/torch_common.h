@@ -80,7 +80,9 @@ c10::TypedOperatorHandle<F> find_op(const char* name) {
 template <typename Run>
 void launch(const Run& run, const at::Tensor& x) {
 #ifdef LDDGAN_EMULATE_CUDA
-  TORCH_CHECK(run(nullptr) == 0, "the emulated kernel did not launch for ", x.sizes());
+  int error = run(nullptr);
+  TORCH_CHECK(error == 0, "CUDA emulation: error ", error, " for ", x.sizes(), ": ",
+              emulation_error());
 #else
   c10::cuda::CUDAGuard guard(x.device());
   C10_CUDA_CHECK(cudaError_t(run(c10::cuda::getCurrentCUDAStream().stream())));

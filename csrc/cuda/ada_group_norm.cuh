@@ -191,6 +191,8 @@ __device__ __forceinline__ void cluster_sums(float* values, float* totals, int c
     totals[i] = total;
   }
   cluster.sync();  // nobody may change or leave `values` while others read
+#else
+  __trap();  // launch_kernel refuses before
 #endif
 }
 

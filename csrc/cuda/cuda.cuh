@@ -99,6 +99,11 @@ inline cudaError_t launch_kernel(void (*kernel)(Parameters...), dim3 grid, int t
   config.stream = cudaStream_t(stream);
   cudaLaunchAttribute attribute{};
   if (cluster > 1) {
+    // What is compiled for less has no code for clusters, wherever it runs.
+    cudaFuncAttributes compiled{};
+    cudaError_t error = cudaFuncGetAttributes(&compiled, kernel);
+    if (error != cudaSuccess) return error;
+    if (compiled.ptxVersion < 90) return cudaErrorNotSupported;
     attribute.id = cudaLaunchAttributeClusterDimension;
     attribute.val.clusterDim.x = cluster;
     attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;

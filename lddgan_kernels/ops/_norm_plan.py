@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 import torch
 
+from lddgan_kernels import _extension
+
 
 @dataclass(frozen=True)
 class NormPlan:
@@ -55,10 +57,12 @@ def device_size(device: torch.device) -> DeviceSize:
     if device.type != "cuda":
         return DeviceSize(132, 232448, 8)
     properties = torch.cuda.get_device_properties(device)
+    # Clusters by what was compiled: sm_80 code runs on sm_90, but has none.
+    code = _extension.cuda_code_for(10 * properties.major + properties.minor)
     return DeviceSize(
         properties.multi_processor_count,
-        properties.shared_memory_per_multiprocessor - 1024,  # what CUDA keeps of it for a block
-        8 if properties.major >= 9 else 1,
+        properties.shared_memory_per_block_optin,
+        8 if code >= 90 else 1,
     )
 
 

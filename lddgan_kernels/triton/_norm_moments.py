@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lddgan_kernels.triton._common import next_power_of_two
+from lddgan_kernels.triton._common import launch, next_power_of_two
 from lddgan_kernels.triton._norm_tile import _channels, _group_sum, _read, _to_channels
 
 # Elements of a tile that a program walks over when a plan is "split".
@@ -103,7 +103,7 @@ def _merge_parts(
     part_mean = tl.load(partial_ptr + row * 2, mask=exists, other=0.0)
     part_m2 = tl.load(partial_ptr + row * 2 + 1, mask=exists, other=0.0)
     size = (tl.minimum(part_size, tl.maximum(left, 0)) * CPG).to(tl.float32)
-    count = (CPG * hw).to(tl.float32)
+    count = tl.cast(CPG * hw, tl.float32)
     away = tl.where(exists, part_mean - mean[:, None], 0.0)
     missed = tl.sum(away * size, axis=1) / count
     away -= missed[:, None]
@@ -122,7 +122,7 @@ def moments(x: Tensor, x2: Tensor | None, bias: Tensor | None, num_groups: int, 
     hw, cpg, parts = h * w, (c1 + c2) // num_groups, plan.parts
     partial = torch.empty((n, num_groups, parts, 2), dtype=torch.float32, device=x.device)
     x2_, bias_ = (x if t is None else t for t in (x2, bias))
-    _moments_kernel[(n, num_groups // plan.groups, parts)](
+    launch(_moments_kernel, (n, num_groups // plan.groups, parts),
         x, x2_, bias_, partial, 0 if bias is None else bias.stride(0), c1, c2, hw, num_groups,
         part_size(hw, parts), PARTS=parts, CHANNELS_LAST=not x.is_contiguous(),
         HAS_X2=x2 is not None, HAS_BIAS=bias is not None, **blocks(plan, cpg, hw),

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lddgan_kernels.triton._common import next_power_of_two, sigmoid
+from lddgan_kernels.triton._common import launch, next_power_of_two, sigmoid
 from lddgan_kernels.triton._norm_moments import (
     _merge_parts,
     _moments_kernel,
@@ -47,7 +47,7 @@ def _forward_kernel(
     scale = _rows(scale_ptr, n, scale_stride, channel, channel_mask)
     shift = _rows(shift_ptr, n, shift_stride, channel, channel_mask)
     group = first_group + tl.arange(0, GB)
-    count = (CPG * hw).to(tl.float32)
+    count = tl.cast(CPG * hw, tl.float32)
     position = begin + tl.arange(0, PB)[None, :]
     x = _read(x_ptr, x2_ptr, bias_ptr, bias_stride, n, c1, c2, hw, channel, position, channel_mask,
               end, CHANNELS_LAST, HAS_X2, HAS_BIAS)  # fmt: skip
@@ -173,7 +173,7 @@ def _backward_kernel(
         sum_gx = _part_sum(sums_ptr, row, i, exists)
         sum_g = _part_sum(sums_ptr + total_rows, row, i, exists)
         sum_x = _part_sum(sums_ptr + 2 * total_rows, row, i, exists)
-    count = (CPG * hw).to(tl.float32)
+    count = tl.cast(CPG * hw, tl.float32)
     mean_g = _to_channels(_to_groups(scale * sum_g, group_of, GB) / count, group_of, GB)
     mean_gx = _to_channels(_to_groups(scale * sum_gx, group_of, GB) / count, group_of, GB)
     if part == 0:
@@ -252,7 +252,7 @@ def forward(
         partial = mean  # unread
     elif partial is None:
         partial = moments(x, x2, bias, num_groups, plan)
-    _forward_kernel[grid](
+    launch(_forward_kernel, grid,
         x, x2_, bias_, scale, shift, out, mean, rstd, partial,
         _row_stride(bias), _row_stride(scale), _row_stride(shift), c1, c2, hw, num_groups, size,
         eps, PARTS=parts, PARTS_BLOCK=next_power_of_two(parts), ONCHIP=plan.kind == "onchip",
@@ -307,10 +307,22 @@ def backward(
     sums = mean
     if plan.kind == "split":
         sums = torch.empty(3 * rows, dtype=torch.float32, device=x.device)
-        _sums_kernel[grid](
-            x, x2_, bias_, scale, shift, grad_out, mean, rstd, sums, *sizes, **options
+        launch(
+            _sums_kernel,
+            grid,
+            x,
+            x2_,
+            bias_,
+            scale,
+            shift,
+            grad_out,
+            mean,
+            rstd,
+            sums,
+            *sizes,
+            **options,
         )
-    _backward_kernel[grid](
+    launch(_backward_kernel, grid,
         x, x2_, bias_, scale, shift, grad_out, mean, rstd, sums,
         grad_x, grad_x2_, grad_scale, grad_shift, grad_bias_, *sizes,
         ONCHIP=plan.kind == "onchip", **options,

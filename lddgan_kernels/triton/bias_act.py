@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lddgan_kernels.triton._common import launch
+
 _ROWS = 16  # rows of all channels that one program of the backward walks
 
 
@@ -128,7 +130,9 @@ def forward(x: Tensor, bias: Tensor, silu: bool) -> Tensor:
     out = torch.empty_like(x)
     if x.numel():
         block, channels = 1024, x.shape[1]
-        _bias_act_kernel[(triton.cdiv(x.numel(), block),)](
+        launch(
+            _bias_act_kernel,
+            (triton.cdiv(x.numel(), block),),
             *(x, bias, out, x.numel(), channels, _plane(x)),
             SILU=silu,
             INNERMOST=_innermost(x),
@@ -148,7 +152,9 @@ def backward(grad: Tensor, x: Tensor, bias: Tensor, silu: bool) -> tuple[Tensor,
         rows, block = x.numel() // channels, min(1024, triton.next_power_of_2(channels))
         chunks = triton.cdiv(rows, _ROWS)
         partial = torch.empty(chunks, channels, device=x.device, dtype=torch.float32)
-        _bias_act_backward_columns_kernel[(chunks, triton.cdiv(channels, block))](
+        launch(
+            _bias_act_backward_columns_kernel,
+            (chunks, triton.cdiv(channels, block)),
             *(grad, x, bias, grad_x, partial, rows, channels),
             SILU=silu,
             ROWS=_ROWS,
@@ -156,7 +162,9 @@ def backward(grad: Tensor, x: Tensor, bias: Tensor, silu: bool) -> tuple[Tensor,
         )
     else:
         partial = torch.empty(x.shape[0], channels, device=x.device, dtype=torch.float32)
-        _bias_act_backward_rows_kernel[(partial.numel(),)](
+        launch(
+            _bias_act_backward_rows_kernel,
+            (partial.numel(),),
             *(grad, x, bias, grad_x, partial, channels, plane),
             SILU=silu,
             BLOCK=min(1024, triton.next_power_of_2(plane)),

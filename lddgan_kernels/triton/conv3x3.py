@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lddgan_kernels.triton._common import next_power_of_two
+from lddgan_kernels.triton._common import launch, next_power_of_two
 
 MULTIPROCESSORS = 132  # of an H200; fewer only means more programs than needed
 _REDUCED = 1024  # elements of a program that adds partial sums
@@ -104,7 +104,9 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | N
     splits = triton.cdiv(blocks, steps)
     alone = splits == 1
     partial = out if alone else x.new_empty((splits, count), dtype=torch.float32)
-    _conv3x3_kernel[(programs, splits)](
+    launch(
+        _conv3x3_kernel,
+        (programs, splits),
         *(x, weight, bias if alone else None, residual if alone else None, partial),
         *(pixels, height, width, c_in, c_out, steps),
         *(rows, columns, inner),
@@ -112,8 +114,17 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | N
         num_stages=3,
     )
     if not alone:
-        _sum_kernel[(triton.cdiv(count, _REDUCED),)](
-            partial, bias, residual, out, count, c_out, splits, _REDUCED
+        launch(
+            _sum_kernel,
+            (triton.cdiv(count, _REDUCED),),
+            partial,
+            bias,
+            residual,
+            out,
+            count,
+            c_out,
+            splits,
+            _REDUCED,
         )
     return out
 

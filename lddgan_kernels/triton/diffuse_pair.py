@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lddgan_kernels.triton._common import launch
 from lddgan_kernels.triton._noise import batch_of, elements, normals, plan, table_at
 
 
@@ -73,7 +74,9 @@ def forward(
     if x0.numel():
         batch, pixel_major = batch_of(x0)
         programs, constants = plan(batch, pixel_major)
-        _diffuse_pair_kernel[(batch[0] * programs,)](
+        launch(
+            _diffuse_pair_kernel,
+            (batch[0] * programs,),
             *(x0, t, a_s, sigmas, a_s_cum, sigmas_cum),
             # Those not given stand for nothing.
             *(t, noise_t, noise_next) if seeds is None else (seeds, x0, x0),

@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lddgan_kernels.triton._common import launch
+
 
 @triton.jit
 def _butterfly(a, b, c, d, factor):
@@ -115,7 +117,7 @@ def _launch(kernel, x: Tensor, shape: tuple, c: int, scale: float) -> Tensor:
     tile_cols = min(64, triton.next_power_of_2(cols))
     tile_rows = 1024 // tile_cols
     grid = (triton.cdiv(rows, tile_rows), triton.cdiv(cols, tile_cols))
-    kernel[grid](
+    launch(kernel, grid,
         x, out, rows, cols, c, c * h, w, 0.5 * scale,
         CHANNELS_LAST=channels_last, ROWS=tile_rows, COLS=tile_cols,
     )  # fmt: skip

@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lddgan_kernels.triton._common import launch
+
 _BLOCK = 1024
 
 
@@ -104,8 +106,12 @@ def forward(x: Tensor, members: int) -> Tensor:
     if x.numel():
         sets, blocks = n // members, triton.cdiv(c * h * w, _BLOCK)
         partial = torch.empty(sets, blocks, device=x.device, dtype=torch.float32)
-        _minibatch_stddev_kernel[(blocks, sets)](
-            *(x, out, partial, members, sets, c, h * w), LAST=last, BLOCK=_BLOCK
+        launch(
+            _minibatch_stddev_kernel,
+            (blocks, sets),
+            *(x, out, partial, members, sets, c, h * w),
+            LAST=last,
+            BLOCK=_BLOCK,
         )
         statistic = partial.sum(1) / (c * h * w)
         out.view(members, sets, c + 1, h, w)[:, :, c].copy_(statistic[:, None, None])
@@ -120,7 +126,9 @@ def backward(grad: Tensor, x: Tensor, members: int) -> Tensor:
         sets = n // members
         # d statistic / d x = (x - mean) / (std * members * C * H * W)
         above = grad[:, c].view(members, sets, h * w).sum((0, 2), dtype=torch.float32)
-        _minibatch_stddev_backward_kernel[(triton.cdiv(c * h * w, _BLOCK), sets)](
+        launch(
+            _minibatch_stddev_backward_kernel,
+            (triton.cdiv(c * h * w, _BLOCK), sets),
             *(grad, x, above / (members * c * h * w), grad_x, members, sets, c, h * w),
             LAST=not x.is_contiguous(),
             BLOCK=_BLOCK,

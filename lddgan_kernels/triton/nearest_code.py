@@ -8,6 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lddgan_kernels.triton._common import launch
+
 _PIXELS, _CODES = 32, 32
 
 
@@ -62,7 +64,9 @@ def forward(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     quantised = torch.empty_like(z)
     indices = torch.empty((n, h, w), dtype=torch.int64, device=z.device)
     if indices.numel():
-        _nearest_code_kernel[(triton.cdiv(indices.numel(), _PIXELS),)](
+        launch(
+            _nearest_code_kernel,
+            (triton.cdiv(indices.numel(), _PIXELS),),
             *(z, codebook, quantised, indices),
             *(indices.numel(), h * w, d, codebook.shape[0]),
             LAST=not z.is_contiguous(),

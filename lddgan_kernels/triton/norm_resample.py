@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lddgan_kernels.triton._common import next_power_of_two, sigmoid
+from lddgan_kernels.triton._common import launch, next_power_of_two, sigmoid
 from lddgan_kernels.triton._norm_moments import _merge_parts, part_size
 from lddgan_kernels.triton._norm_tile import _channels, _rows, _to_channels
 
@@ -87,7 +87,7 @@ def _write_four(ptr, step, o, width, channels, channel, mask, a0, a1, a2, b0, b1
     _write(ptr, 2 * step + 1, 2 * o + 1, wide, channels, channel, mask, 0.75 * b1 + 0.25 * b2)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["samples"])  # else compiled again for another batch
 def _norm_resample_kernel(
     x_ptr, scale_ptr, shift_ptr, partial_ptr, h_ptr, s_ptr, statistics_ptr,
     samples, scale_stride, shift_stride, channels, height, width, num_groups, part_size, segment,
@@ -107,7 +107,7 @@ def _norm_resample_kernel(
     if tl.program_id(2) == 0:
         index = n.to(tl.int64) * num_groups + group
         tl.store(statistics_ptr + index, mean + missed)
-        tl.store(statistics_ptr + samples.to(tl.int64) * num_groups + index, rstd)
+        tl.store(statistics_ptr + tl.cast(samples, tl.int64) * num_groups + index, rstd)
     gain = scale * _to_channels(rstd, group_of, GB)
     mean = _to_channels(mean, group_of, GB)
     missed = _to_channels(missed, group_of, GB)
@@ -186,7 +186,7 @@ def forward(
         segment = (segment + 1) // 2
     segments = triton.cdiv(length, segment)
     grid = (n, num_groups // groups, triton.cdiv(steps * segments, pieces))
-    _norm_resample_kernel[grid](
+    launch(_norm_resample_kernel, grid,
         x, scale, shift, moments, h, s, statistics, n, _row_stride(scale), _row_stride(shift),
         c, height, width, num_groups, part_size(height * width, parts), segment, segments, eps,
         GB=groups, CPG=cpg, CB=block, RB=pieces, PARTS=parts,

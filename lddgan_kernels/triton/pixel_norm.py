@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lddgan_kernels.triton._common import launch
+
 
 @triton.jit
 def _pixel_norm_kernel(
@@ -27,7 +29,9 @@ def _launch(z: Tensor, grad: Tensor | None) -> Tensor:
     out = torch.empty_like(z)
     if z.numel():
         length = z.shape[1]
-        _pixel_norm_kernel[(z.shape[0],)](
+        launch(
+            _pixel_norm_kernel,
+            (z.shape[0],),
             *(z, z if grad is None else grad, out, length),
             BACKWARD=grad is not None,
             BLOCK=triton.next_power_of_2(length),

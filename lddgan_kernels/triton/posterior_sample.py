@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lddgan_kernels.triton._common import launch
 from lddgan_kernels.triton._noise import batch_of, elements, normals, plan, table_at
 
 
@@ -89,7 +90,9 @@ def forward(
     if out.numel():
         batch, pixel_major = batch_of(x0)
         programs, constants = plan(batch, pixel_major)
-        _posterior_sample_kernel[(batch[0] * programs,)](
+        launch(
+            _posterior_sample_kernel,
+            (batch[0] * programs,),
             *(x0, x_next, t, coef1, coef2, log_variance),
             # The one not given stands for nothing.
             *(t if seeds is None else seeds, x0 if noise is None else noise, out),
@@ -106,7 +109,9 @@ def backward(grad: Tensor, t: Tensor, coef1: Tensor, coef2: Tensor) -> tuple[Ten
     if grad.numel():
         size, block = grad.numel() // len(t), 1024
         programs = triton.cdiv(size, block)
-        _posterior_sample_backward_kernel[(len(t) * programs,)](
+        launch(
+            _posterior_sample_backward_kernel,
+            (len(t) * programs,),
             *(grad, t, coef1, coef2, grad_x0, grad_x_next),
             *(len(coef1), programs, size),
             BLOCK=block,

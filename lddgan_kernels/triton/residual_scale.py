@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lddgan_kernels.triton._common import next_power_of_two
+from lddgan_kernels.triton._common import launch, next_power_of_two
 
 BLOCK = 1024  # elements a program
 
@@ -61,8 +61,21 @@ def forward(x: Tensor, h: Tensor, h2: Tensor | None, bias: Tensor | None, factor
     columns = min(next_power_of_two(length), BLOCK)
     rows = BLOCK // columns
     blocks = triton.cdiv(triton.cdiv(count, length), rows) * triton.cdiv(length, columns)
-    _residual_scale_kernel[(blocks,)](
-        x, h, h2, bias, out, count, length, channels, factor, rows, columns, innermost
+    launch(
+        _residual_scale_kernel,
+        (blocks,),
+        x,
+        h,
+        h2,
+        bias,
+        out,
+        count,
+        length,
+        channels,
+        factor,
+        rows,
+        columns,
+        innermost,
     )
     return out
 

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lddgan_kernels.triton._common import launch
 from lddgan_kernels.triton._norm_moments import (
     _add_chunk,
     _chunk_moments,
@@ -74,7 +75,7 @@ def forward(
     partial = torch.empty((n, num_groups, parts, 2), dtype=torch.float32, device=x.device)
     if out.numel() == 0:
         return out, partial.zero_()
-    _residual_moments_kernel[(n, num_groups // plan.groups, parts)](
+    launch(_residual_moments_kernel, (n, num_groups // plan.groups, parts),
         x, h, h2, None if bias is None else bias.contiguous(), out, partial,
         c, hw, num_groups, part_size(hw, parts), factor,
         PARTS=parts, CHANNELS_LAST=not x.is_contiguous(), **blocks(plan, cpg, hw),

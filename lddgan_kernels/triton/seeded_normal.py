@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lddgan_kernels.triton._common import launch
 from lddgan_kernels.triton._noise import elements, normals, plan
 
 
@@ -47,8 +48,17 @@ def forward(
         if pixel_major:
             batch = shape[0], shape[1], shape[2] * shape[3]
         programs, constants = plan(batch, pixel_major)
-        _seeded_normal_kernel[(batch[0] * programs,)](
-            seeds, out, programs, batch[1], batch[2], stream, step, **constants
+        launch(
+            _seeded_normal_kernel,
+            (batch[0] * programs,),
+            seeds,
+            out,
+            programs,
+            batch[1],
+            batch[2],
+            stream,
+            step,
+            **constants,
         )
     return out
 

@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lddgan_kernels.triton._common import launch
+
 
 @triton.jit
 def _weights(taps_ptr, REVERSED: tl.constexpr):
@@ -181,7 +183,7 @@ def forward(
         rows, tile_cols = n * c * height, min(64, triton.next_power_of_2(width))
         tile_rows = 1024 // tile_cols
         grid = (triton.cdiv(rows, tile_rows), triton.cdiv(width, tile_cols))
-        kernel[grid](
+        launch(kernel, grid,
             x, taps, out, rows, height, width,
             REVERSED=reversed, ROWS=tile_rows, COLS=tile_cols,
         )  # fmt: skip
@@ -190,7 +192,7 @@ def forward(
     tile_cols = min(64, triton.next_power_of_2(cols))
     tile_rows = 1024 // tile_cols
     grid = (triton.cdiv(rows, tile_rows), triton.cdiv(cols, tile_cols))
-    _any_kernel[grid](
+    launch(_any_kernel, grid,
         x, taps, out, rows, cols, h, w, out_h, out_w, top, left,
         UP=up, DOWN=down, TAPS_H=taps_h, TAPS_W=taps_w, SEPARABLE=taps.ndim == 1,
         REVERSED=reversed, CHANNELS_LAST=channels_last, ROWS=tile_rows, COLS=tile_cols,

@@ -6,17 +6,12 @@
 namespace cooperative_groups {
 
 struct cluster_group {
-  void sync() const { emulation::sync_cluster(); }
-  unsigned block_rank() const { return unsigned(emulation::machine().current->block->rank); }
-  unsigned num_blocks() const { return unsigned(emulation::machine().cluster.size()); }
+  void sync(const char* file = __builtin_FILE(), int line = __builtin_LINE()) const {
+    emulation::sync_cluster(file, line);
+  }
   template <typename T>
   T* map_shared_rank(T* p, int rank) const {
-    emulation::Thread* t = emulation::machine().current;
-    auto base = [](emulation::Block* b) {
-      return (reinterpret_cast<uintptr_t>(b->shared.data()) + 1023) / 1024 * 1024;
-    };
-    uintptr_t offset = reinterpret_cast<uintptr_t>(p) - base(t->block);
-    return reinterpret_cast<T*>(base(emulation::machine().cluster[rank]) + offset);
+    return static_cast<T*>(emulation::shared_of(p, rank));
   }
 };
 

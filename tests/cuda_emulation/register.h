@@ -14,3 +14,5 @@
 #define LDDGAN_EMULATED_CPU(m) [[maybe_unused]] static void not_registered(torch::Library& m)
 #define LDDGAN_EMULATED_Autograd(m) _TORCH_LIBRARY_IMPL(lddgan_emulated, Autograd, m, C10_UID)
 #define LDDGAN_NAMESPACE "lddgan_emulated"
+
+extern "C" const char* emulation_error();  // machine.cpp: of the last launch
