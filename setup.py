@@ -9,6 +9,7 @@ without the extension and runs on its reference implementations; a build asked f
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -42,6 +43,12 @@ def find_nvcc():
     return shutil.which("nvcc") or next(
         (path for path in ("/usr/local/cuda/bin/nvcc",) if Path(path).exists()), None
     )
+
+
+def find_cuda_major(nvcc):
+    """The major version of CUDA that an nvcc belongs to: "13"."""
+    result = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True)
+    return re.search(r"release (\d+)\.", result.stdout)[1]
 
 
 def find_cmake():
@@ -90,6 +97,11 @@ class CMakeBuild(build_ext):
             missing = f"LDDGAN_BUILD=cuda needs a CUDA build of PyTorch, found {torch['version']}"
         elif wanted == "cuda" and nvcc is None:
             missing = "LDDGAN_BUILD=cuda needs nvcc: install the CUDA toolkit or set CUDA_HOME"
+        elif wanted != "cpu" and torch["cuda"] and nvcc is not None:
+            # The extension uses the CUDA runtime that PyTorch has loaded.
+            major = find_cuda_major(nvcc)
+            if major != torch["cuda"].split(".")[0]:
+                missing = f"PyTorch is built with CUDA {torch['cuda']}, nvcc is of CUDA {major}"
         if missing:
             message = f"lddgan_kernels: the extension cannot be compiled: {missing}."
             if wanted:

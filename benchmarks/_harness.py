@@ -6,12 +6,14 @@ minute of the machine hits all of them. Reported: p20/p50/p80 and the ratio of m
 
 On the CPU a stock allocator maps fresh pages for every large output and drowns the kernels: the
 harness re-executes itself with glibc's thresholds raised, for every side alike. On a GPU inputs
-rotate through more memory than the L2 cache holds, and times are taken with CUDA events.
+rotate through more memory than the L2 cache holds, and replayed CUDA graphs are timed.
 """
 
+import functools
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -109,35 +111,69 @@ def fresh_compile(fn: Callable, **options: object) -> Callable:
     return torch.compile(fn, dynamic=False, **options)
 
 
+def call_in_turn(fn: Callable, inputs: Sequence[tuple], repeats: int) -> None:
+    """Calls fn `repeats` times, on one set of inputs after the other."""
+    for i in range(repeats):
+        fn(*inputs[i % len(inputs)])
+
+
 def time_once(fn: Callable, inputs: tuple, repeats: int) -> float:
     """Seconds a call, by the clock of the device that the first input is on."""
-    if inputs and isinstance(inputs[0], Tensor) and inputs[0].is_cuda:
+    return _time(lambda: call_in_turn(fn, [inputs], repeats), _on_gpu(inputs)) / repeats
+
+
+def _on_gpu(inputs: tuple) -> bool:
+    return bool(inputs) and isinstance(inputs[0], Tensor) and inputs[0].is_cuda
+
+
+def _time(run: Callable[[], None], on_gpu: bool) -> float:
+    if on_gpu:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
-        for _ in range(repeats):
-            fn(*inputs)
+        run()
         end.record()
         end.synchronize()
-        return start.elapsed_time(end) / 1e3 / repeats
+        return start.elapsed_time(end) / 1e3
     begin = time.perf_counter()
-    for _ in range(repeats):
-        fn(*inputs)
-    return (time.perf_counter() - begin) / repeats
+    run()
+    return time.perf_counter() - begin
+
+
+def _recorded(fn: Callable, inputs: Sequence[tuple], repeats: int) -> Callable[[], None]:
+    """The calls as a CUDA graph: replayed, they take the kernels' time and not Python's."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        call_in_turn(fn, inputs, 3)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call_in_turn(fn, inputs, repeats)
+    return graph.replay
+
+
+def _copies(bytes_moved: int) -> int:
+    """Sets of inputs that together are three times the cache, so that each call finds it cold."""
+    cache = torch.cuda.get_device_properties(0).L2_cache_size
+    return min(256, max(1, math.ceil(3 * cache / max(bytes_moved, 1))))
 
 
 def measure(case: Case, seconds: float = 0.6, min_rounds: int = 5) -> dict[str, list[float]]:
     """Seconds a call of each side: [p20, p50, p80] over interleaved rounds.
+
+    On a GPU a round replays a graph of calls on inputs in turn; what cannot be captured is called
+    from Python, and that is printed.
 
     Args:
         seconds: about how long each side runs in all.
         min_rounds: how many rounds at the least; 3 where one takes half a minute or more.
     """
     inputs = [case.inputs()]
-    if torch.cuda.is_available():
-        l2 = torch.cuda.get_device_properties(0).L2_cache_size
-        copies = min(16, max(1, math.ceil(3 * l2 / max(case.bytes_moved, 1))))
-        inputs += [case.inputs() for _ in range(copies - 1)]
-    repeats, short, round_seconds = {}, set(), 0.0
+    on_gpu = _on_gpu(inputs[0])
+    if on_gpu:
+        inputs += [case.inputs() for _ in range(_copies(case.bytes_moved) - 1)]
+    rounds: dict[str, tuple[Callable[[], None], int]] = {}
+    short, round_seconds = set(), 0.0
     for name, fn in case.sides.items():
         fn(*inputs[0])  # compiles, packs, fills caches
         once = time_once(fn, inputs[-1], 1)
@@ -146,7 +182,18 @@ def measure(case: Case, seconds: float = 0.6, min_rounds: int = 5) -> dict[str, 
         if once < 0.05:
             short.add(name)
         round_seconds += once
-        repeats[name] = max(1, min(1000, int(seconds / min_rounds / max(once, 1e-7) / 2)))
+        repeats = max(1, min(1000, int(seconds / min_rounds / max(once, 1e-7) / 2)))
+        run = functools.partial(call_in_turn, fn, inputs, repeats)
+        if on_gpu:
+            # Each set at least once, but no more nodes than a graph takes well.
+            repeats = min(max(repeats, len(inputs)), 1000)
+            try:
+                run = _recorded(fn, inputs, repeats)
+            except RuntimeError as error:
+                torch.cuda.synchronize()
+                print(f"    {name} is called, not replayed: {str(error).splitlines()[0]}")
+                run = functools.partial(call_in_turn, fn, inputs, repeats)
+        rounds[name] = run, repeats
     if round_seconds >= 30:
         min_rounds = 3
     times: dict[str, list[float]] = {name: [] for name in case.sides}
@@ -155,11 +202,10 @@ def measure(case: Case, seconds: float = 0.6, min_rounds: int = 5) -> dict[str, 
     while len(times["ours"]) < min_rounds or (
         time.perf_counter() - begin < limit and len(times["ours"]) < 30
     ):
-        for name, fn in case.sides.items():
-            set_ = inputs[len(times[name]) % len(inputs)]
+        for name, (run, repeats) in rounds.items():
             if name in short:  # not among what the side before left in the heap and the caches
-                fn(*set_)
-            times[name].append(time_once(fn, set_, repeats[name]))
+                case.sides[name](*inputs[-1])
+            times[name].append(_time(run, on_gpu) / repeats)
     found = {
         name: [sorted(values)[int(q * (len(values) - 1))] for q in (0.2, 0.5, 0.8)]
         for name, values in times.items()
@@ -194,8 +240,11 @@ def _ratio(rows: list[dict], side: str) -> float:
 
 
 def _commit() -> str:
+    git = shutil.which("git")
+    if git is None:  # results are worth more than where they came from
+        return "unknown"
     result = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
+        [git, "describe", "--always", "--dirty"],
         cwd=RESULTS.parent,
         capture_output=True,
         text=True,

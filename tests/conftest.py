@@ -24,21 +24,20 @@ def shared_path(name: str) -> Path:
     return path
 
 
-def _load_emulated_cuda() -> bool:
-    """Loads the CUDA kernels compiled for the CPU, where no GPU is present and they were built."""
+def emulated_cuda_path() -> Path | None:
+    """The CUDA kernels compiled for the CPU, where no GPU is present and they were built."""
     found = sorted((Path(__file__).parents[1] / "build").glob("*/emulated_cuda.so"))
     matching = [path for path in found if path.parent.name.startswith(f"{torch.__version__}-py")]
-    if HAS_GPU or not matching or not _extension.is_loaded():
-        return False
-    torch.ops.load_library(matching[0])
-    return True
+    return matching[0] if matching and not HAS_GPU and _extension.is_loaded() else None
 
 
 # Where torch.ops.lddgan has kernels: the devices of opcheck tests.
 NATIVE_DEVICES = ["cpu"] * _extension.is_loaded() + [
     "cuda"
 ] * _extension.has_cuda_kernels() * HAS_GPU
-EMULATED_CUDA = _load_emulated_cuda()
+EMULATED_CUDA = emulated_cuda_path() is not None
+if EMULATED_CUDA:
+    torch.ops.load_library(emulated_cuda_path())
 
 
 def backends_of(op_module) -> list[str]:

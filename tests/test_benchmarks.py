@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -49,6 +50,25 @@ def test_a_group_of_shares_counts_its_sum():
     assert _harness._ratio(rows, "eager") == pytest.approx(4.0)
     shared = [{**row, "share": share} for row, share in zip(rows, (0.75, 0.25), strict=True)]
     assert _harness._ratio(shared, "eager") == pytest.approx(3.5)
+
+
+def test_results_are_stored_where_git_is_absent(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert _harness._commit() == "unknown"
+
+
+def test_calls_take_the_inputs_in_turn():
+    used = []
+    _harness.call_in_turn(used.append, [("a",), ("b",), ("c",)], 5)
+    assert used == ["a", "b", "c", "a", "b"]
+
+
+def test_gpu_inputs_outgrow_the_cache(monkeypatch):
+    properties = SimpleNamespace(L2_cache_size=50 << 20)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    assert _harness._copies(1 << 20) == 150
+    assert _harness._copies(1 << 30) == 1
+    assert _harness._copies(1) == 256  # no more: what moves so little is not held up by memory
 
 
 def test_the_documents_have_the_predictions():

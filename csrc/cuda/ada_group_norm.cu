@@ -4,217 +4,219 @@
 // is read once; on sm_90 the blocks of a cluster cut H*W and add their sums through distributed
 // shared memory. "split": a first kernel leaves each part's moments, a second merges them and
 // applies.
-#include "ada_group_norm.cuh"
+#include "part_moments.cuh"
 
 namespace lddgan {
 
 namespace {
 
-// Applies (value - mean - missed) * scale + shift and the activation to a pack and stores it.
+// The activation of a pack's normalised values, stored.
 template <typename T, int VEC, bool CHANNELS_LAST>
-__device__ __forceinline__ void write_pack(const AdaGroupNormArgs& a, const NormTile& t,
-                                           const NormPack<T, VEC>& pack, const float* rows,
-                                           const float* moments, int channel, int position) {
-  const float *scale = rows, *shift = rows + t.channels, *bias = rows + 2 * t.channels;
-  const float *mean = moments, *missed = moments + t.groups, *rstd = moments + 2 * t.groups;
-  NormPack<T, VEC> out;
+struct ApplyColumn {
+  static constexpr int kWidth = CHANNELS_LAST ? VEC : 1;
+  float at[kWidth], gain[kWidth], shift[kWidth];
+  NormPacks<T, VEC> out;
+  bool silu;
+
+  // `rows`: [3][channels] in shared memory.
+  __device__ __forceinline__ ApplyColumn(const AdaGroupNormArgs& a, const NormTile& t,
+                                         const float* rows, int column)
+      : out(column_packs<VEC, CHANNELS_LAST>(static_cast<T*>(a.out), t, a.channels1 + a.channels2,
+                                             a.pixels, t.first_channel + column * kWidth)),
+        silu(a.silu) {
+    read_column<kWidth>(rows, column, at);
+    read_column<kWidth>(rows + t.channels, column, gain);
+    read_column<kWidth>(rows + 2 * t.channels, column, shift);
+  }
+
+  __device__ __forceinline__ void operator()(int j, const NormPack<T, VEC>& pack) const {
+    float results[VEC];
 #pragma unroll
-  for (int e = 0; e < VEC; ++e) {
-    int c = CHANNELS_LAST ? channel + e : channel;
-    int g = c / t.cpg;
-    float x = device_float(pack.data[e]) + bias[c];
-    float y = ((x - mean[g]) - missed[g]) * (rstd[g] * scale[c]) + shift[c];
-    if (a.silu) y *= sigmoid(y);
-    out.data[e] = from_float<T>(y);
+    for (int e = 0; e < VEC; ++e) {
+      int i = CHANNELS_LAST ? e : 0;
+      float y = (pack.value(e) - at[i]) * gain[i] + shift[i];
+      if (silu) y *= sigmoid(y);
+      results[e] = y;
+    }
+    out.write(j, NormPack<T, VEC>::of(results));
   }
-  T* p = static_cast<T*>(a.out) + image_offset<CHANNELS_LAST>(t.sample, a.channels1 + a.channels2,
-                                                              a.pixels, t.first_channel + channel,
-                                                              position);
-  *reinterpret_cast<NormPack<T, VEC>*>(p) = out;
+};
+
+// What ApplyColumn reads of a channel.
+__device__ __forceinline__ void put_row(float* rows, const NormTile& t, int channel, NormRow row) {
+  rows[channel] = row.at;
+  rows[t.channels + channel] = row.gain;
+  rows[2 * t.channels + channel] = row.shift;
 }
 
-__device__ __forceinline__ void store_moments(const AdaGroupNormArgs& a, const NormTile& t,
-                                              const float* moments) {
-  if (t.part != 0) return;
-  for (int g = threadIdx.x; g < t.groups; g += blockDim.x) {
-    int64_t i = t.sample * a.groups + t.first_group + g;
-    a.mean[i] = moments[g] + moments[t.groups + g];
-    a.rstd[i] = moments[2 * t.groups + g];
-  }
+__device__ __forceinline__ void store_moments(const AdaGroupNormArgs& a, const NormTile& t, int g,
+                                              float mean, float rstd) {
+  int64_t i = t.sample * a.groups + t.first_group + g;
+  a.mean[i] = mean;
+  a.rstd[i] = rstd;
 }
 
 template <typename T, int VEC, bool CHANNELS_LAST>
-__global__ void __launch_bounds__(kNormThreads, 1)
+__global__ void __launch_bounds__(kNormThreads, 2)
     forward_onchip_kernel(AdaGroupNormArgs a, int groups, int parts, int scratch_floats) {
-  NormTile t = norm_tile<VEC, CHANNELS_LAST>(a, groups, parts);
+  constexpr int kWidth = CHANNELS_LAST ? VEC : 1;
+  NormTile t = norm_tile<VEC, CHANNELS_LAST>(a, groups, parts, kWhole);
   LDDGAN_DYNAMIC_SHARED(float, shared);
   float* scratch = shared;
-  float* rows = scratch + scratch_floats;      // [3][channels]
+  float* rows = scratch + scratch_floats;      // [3][channels]: bias, or center and what it missed
   float* per_channel = rows + 3 * t.channels;  // [2][channels]
   float* own = per_channel + 2 * t.channels;   // [2][groups], read by the cluster
   float* totals = own + 2 * t.groups;          // [2][groups]
-  float* moments = totals + 2 * t.groups;      // [3][groups]: mean, what it missed, rstd
-  int used = scratch_floats + 5 * t.channels + 7 * t.groups;
+  float* means = totals + 2 * t.groups;        // [groups]
+  int used = scratch_floats + 5 * t.channels + 5 * t.groups;
   auto* cache = reinterpret_cast<NormPack<T, VEC>*>(shared + (used + 3) / 4 * 4);
-  load_rows(a, t, rows);
-  __syncthreads();
-  const float* bias = rows + 2 * t.channels;
-  const float count = float(t.cpg) * float(a.pixels);
+  for (int c = threadIdx.x; c < t.channels; c += blockDim.x) rows[c] = bias_of(a, t, c);
+  const float count = float(t.cpg) * float(a.pixels), positions = float(t.end - t.begin);
 
   column_sums<1, VEC, CHANNELS_LAST>(
-      t, scratch, per_channel, [&](int channel, int position, int i, float* sums) {
-        NormPack<T, VEC> pack = read_source<T, VEC, CHANNELS_LAST>(a, t, channel, position);
-        cache[i] = pack;
+      t, scratch,
+      [&](int column, float* sums) {
+        NormPacks<const T, VEC> x = source_packs<T, VEC, CHANNELS_LAST>(a, t, column);
+        each_pack(
+            t.count, [&](int j) { return x.read(j); },
+            [&](int j, const NormPack<T, VEC>& pack) {
+              cache[t.slot(column) + j * t.slot_step] = pack;
 #pragma unroll
-        for (int e = 0; e < VEC; ++e) {
-          int c = CHANNELS_LAST ? channel + e : channel;
-          sums[CHANNELS_LAST ? e : 0] += device_float(pack.data[e]) + bias[c];
-        }
-      });
-  group_sums<1>(t, per_channel, own);
+              for (int e = 0; e < VEC; ++e) sums[CHANNELS_LAST ? e : 0] += pack.value(e);
+            });
+      },
+      [&](int, int c, float total) { per_channel[c] = total; });
+  group_sums<1>(t.groups, t.cpg, own,
+                [&](int, int c) { return per_channel[c] + positions * rows[c]; });
   cluster_sums(own, totals, t.groups, parts);
-  for (int g = threadIdx.x; g < t.groups; g += blockDim.x) moments[g] = totals[g] / count;
+  for (int c = threadIdx.x; c < t.channels; c += blockDim.x) {
+    int g = t.group_of(c);
+    float mean = totals[g] / count;
+    Center center = center_of(mean, rows[c]);
+    rows[c] = center.at;
+    rows[t.channels + c] = center.missed;
+    if (c == g * t.cpg) means[g] = mean;
+  }
   __syncthreads();
   // Around the rounded mean: the deviations add up to what it missed, far from zero too.
   column_sums<2, VEC, CHANNELS_LAST>(
-      t, scratch, per_channel, [&](int channel, int, int i, float* sums) {
-        NormPack<T, VEC> pack = cache[i];
-        constexpr int kWidth = CHANNELS_LAST ? VEC : 1;
+      t, scratch,
+      [&](int column, float* sums) {
+        float at[kWidth];
+        read_column<kWidth>(rows, column, at);
+        each_pack(
+            t.count, [&](int j) { return cache[t.slot(column) + j * t.slot_step]; },
+            [&](int, const NormPack<T, VEC>& pack) {
 #pragma unroll
-        for (int e = 0; e < VEC; ++e) {
-          int c = CHANNELS_LAST ? channel + e : channel;
-          float away = device_float(pack.data[e]) + bias[c] - moments[c / t.cpg];
-          sums[CHANNELS_LAST ? e : 0] += away;
-          sums[kWidth + (CHANNELS_LAST ? e : 0)] += away * away;
-        }
-      });
-  group_sums<2>(t, per_channel, own);
+              for (int e = 0; e < VEC; ++e) {
+                int i = CHANNELS_LAST ? e : 0;
+                float away = pack.value(e) - at[i];
+                sums[i] += away;
+                sums[kWidth + i] += away * away;
+              }
+            });
+      },
+      [&](int k, int c, float total) { per_channel[k * t.channels + c] = total; });
+  group_sums<2>(t.groups, t.cpg, own, [&](int k, int c) {
+    float sum = per_channel[c], missed = rows[t.channels + c], all = positions * missed;
+    return k == 0 ? sum + all : per_channel[t.channels + c] + missed * (2 * sum + all);
+  });
   cluster_sums(own, totals, 2 * t.groups, parts);
-  for (int g = threadIdx.x; g < t.groups; g += blockDim.x) {
+  for (int c = threadIdx.x; c < t.channels; c += blockDim.x) {
+    int g = t.group_of(c);
     float missed = totals[g] / count;
     float variance = totals[t.groups + g] / count - missed * missed;
-    moments[t.groups + g] = missed;
-    moments[2 * t.groups + g] = rsqrtf(fmaxf(variance, 0.0f) + a.eps);
+    float rstd = rsqrtf(fmaxf(variance, 0.0f) + a.eps);
+    put_row(rows, t, c, norm_row(a, t, c, {rows[c], rows[t.channels + c]}, missed, rstd));
+    if (c == g * t.cpg && t.part == 0) store_moments(a, t, g, means[g] + missed, rstd);
   }
   __syncthreads();
-  store_moments(a, t, moments);
-  each_pack<VEC, CHANNELS_LAST>(t, [&](int channel, int position, int i) {
-    write_pack<T, VEC, CHANNELS_LAST>(a, t, cache[i], rows, moments, channel, position);
+  each_column(t, [&](int column) {
+    each_pack(
+        t.count, [&](int j) { return cache[t.slot(column) + j * t.slot_step]; },
+        ApplyColumn<T, VEC, CHANNELS_LAST>(a, t, rows, column));
   });
 }
 
-// Moments of one part: partial[(sample * groups + group) * parts + part] = (mean, squared
-// deviations).
+// A column of cat(x + bias, x2), as part_moments reads it.
 template <typename T, int VEC, bool CHANNELS_LAST>
-__global__ void __launch_bounds__(kNormThreads, 1)
-    moments_kernel(AdaGroupNormArgs a, float* partial, int groups, int parts, int scratch_floats) {
-  NormTile t = norm_tile<VEC, CHANNELS_LAST>(a, groups, parts);
-  LDDGAN_DYNAMIC_SHARED(float, shared);
-  float* scratch = shared;
-  float* bias = scratch + scratch_floats;
-  float* per_channel = bias + t.channels;     // [2][channels]
-  float* own = per_channel + 2 * t.channels;  // [2][groups]
-  float* pivot = own + 2 * t.groups;  // [groups]: a value of the group, to stay near its mean
-  load_bias(a, t, bias);
-  __syncthreads();
-  for (int g = threadIdx.x; g < t.groups; g += blockDim.x) {
-    int channel = g * t.cpg;
-    float value = 0;
-    if (t.begin < t.end) {
-      value = device_float(read_source<T, 1, CHANNELS_LAST>(a, t, channel, t.begin).data[0]) +
-              bias[channel];
-    }
-    pivot[g] = value;
-  }
-  __syncthreads();
-  const float count = float(t.cpg) * float(t.end - t.begin);
-  // Twice over the part (the second time from L2): first the mean, then the deviations from it.
-  for (int pass = 0; pass < 2; ++pass) {
-    column_sums<2, VEC, CHANNELS_LAST>(
-        t, scratch, per_channel, [&](int channel, int position, int, float* sums) {
-          NormPack<T, VEC> pack = read_source<T, VEC, CHANNELS_LAST>(a, t, channel, position);
-          constexpr int kWidth = CHANNELS_LAST ? VEC : 1;
+struct SourceColumn {
+  const AdaGroupNormArgs& a;
+  const NormTile& t;
+  int column;
+  NormPacks<const T, VEC> packs;
+  __device__ __forceinline__ NormPack<T, VEC> load(int j) const { return packs.read(j); }
+  __device__ __forceinline__ void values(int, const NormPack<T, VEC>& pack, float* values) const {
 #pragma unroll
-          for (int e = 0; e < VEC; ++e) {
-            int c = CHANNELS_LAST ? channel + e : channel;
-            float away = device_float(pack.data[e]) + bias[c] - pivot[c / t.cpg];
-            sums[CHANNELS_LAST ? e : 0] += away;
-            sums[kWidth + (CHANNELS_LAST ? e : 0)] += away * away;
-          }
-        });
-    group_sums<2>(t, per_channel, own);
-    for (int g = threadIdx.x; g < t.groups && t.begin < t.end; g += blockDim.x) {
-      float missed = own[g] / count;
-      if (pass == 1) own[t.groups + g] -= missed * own[g];
-      pivot[g] += missed;
-    }
-    __syncthreads();
+    for (int e = 0; e < VEC; ++e) values[e] = pack.value(e);
   }
-  for (int g = threadIdx.x; g < t.groups; g += blockDim.x) {
-    int64_t i = ((t.sample * a.groups + t.first_group + g) * parts + t.part) * 2;
-    partial[i] = pivot[g];
-    partial[i + 1] = own[t.groups + g];
+  __device__ __forceinline__ float bias(int e) const {
+    return bias_of(a, t, column * (CHANNELS_LAST ? VEC : 1) + e);
   }
+};
+
+template <typename T, int VEC, bool CHANNELS_LAST>
+__global__ void __launch_bounds__(kNormThreads, 2)
+    moments_kernel(AdaGroupNormArgs a, float* partial, int groups, int parts) {
+  NormTile t = norm_tile<VEC, CHANNELS_LAST>(a, groups, parts, kWhole);
+  LDDGAN_DYNAMIC_SHARED(float, slots);
+  part_moments<VEC, CHANNELS_LAST>(
+      t, slots, partial + t.sample * a.groups * parts * 2, [&](int column) {
+        return SourceColumn<T, VEC, CHANNELS_LAST>{
+            a, t, column, source_packs<T, VEC, CHANNELS_LAST>(a, t, column)};
+      });
 }
 
 template <typename T, int VEC, bool CHANNELS_LAST>
-__global__ void __launch_bounds__(kNormThreads, 1)
-    apply_kernel(AdaGroupNormArgs a, const float* __restrict__ partial, int groups, int parts) {
-  NormTile t = norm_tile<VEC, CHANNELS_LAST>(a, groups, parts);
-  LDDGAN_DYNAMIC_SHARED(float, shared);
-  float* rows = shared;
-  float* moments = rows + 3 * t.channels;
-  load_rows(a, t, rows);
+__global__ void __launch_bounds__(kNormThreads, 2)
+    apply_kernel(AdaGroupNormArgs a, const float* __restrict__ partial, int groups, int parts,
+                 int width) {
+  NormTile t = norm_tile<VEC, CHANNELS_LAST>(a, groups, parts, width);
+  LDDGAN_DYNAMIC_SHARED(float, rows);      // [3][channels]
+  float* moments = rows + 3 * t.channels;  // [3][groups]
   merge_parts(partial + t.sample * a.groups * parts * 2, t.first_group, t.groups, t.cpg, a.pixels,
               parts, a.eps, moments);
   __syncthreads();
-  store_moments(a, t, moments);
-  each_pack<VEC, CHANNELS_LAST>(t, [&](int channel, int position, int) {
-    write_pack<T, VEC, CHANNELS_LAST>(a, t,
-                                      read_source<T, VEC, CHANNELS_LAST>(a, t, channel, position),
-                                      rows, moments, channel, position);
+  for (int c = threadIdx.x; c < t.channels; c += blockDim.x) {
+    int g = t.group_of(c);
+    float mean = moments[g], missed = moments[t.groups + g], rstd = moments[2 * t.groups + g];
+    put_row(rows, t, c, norm_row(a, t, c, center_of(mean, bias_of(a, t, c)), missed, rstd));
+    if (c + t.skipped == g * t.cpg && t.part == 0) store_moments(a, t, g, mean + missed, rstd);
+  }
+  __syncthreads();
+  each_column(t, [&](int column) {
+    NormPacks<const T, VEC> x = source_packs<T, VEC, CHANNELS_LAST>(a, t, column);
+    each_pack(
+        t.count, [&](int j) { return x.read(j); },
+        ApplyColumn<T, VEC, CHANNELS_LAST>(a, t, rows, column));
   });
-}
-
-// How the blocks of a plan are launched.
-struct NormLaunch {
-  unsigned blocks;
-  int threads, channels, scratch;
-};
-
-template <int VEC, bool CHANNELS_LAST>
-NormLaunch norm_launch(const AdaGroupNormArgs& a, const AdaGroupNormPlan& plan) {
-  int channels = plan.groups * int((a.channels1 + a.channels2) / a.groups);
-  int threads = norm_threads(channels * norm_held_pixels(a.pixels, plan.parts) / VEC);
-  return {unsigned(a.samples * (a.groups / plan.groups) * plan.parts), threads, channels,
-          norm_sum_floats(2, threads, channels, VEC, CHANNELS_LAST)};
 }
 
 template <typename T, int VEC, bool CHANNELS_LAST>
 cudaError_t launch_moments(const AdaGroupNormArgs& a, const AdaGroupNormPlan& plan, void* stream) {
-  NormLaunch n = norm_launch<VEC, CHANNELS_LAST>(a, plan);
+  NormLaunch n = norm_launch<T, VEC>(a, plan);
   return launch_kernel(moments_kernel<T, VEC, CHANNELS_LAST>, n.blocks, n.threads,
-                       size_t(n.scratch + 3 * n.channels + 3 * plan.groups) * 4, stream, 1, a,
-                       plan.workspace, plan.groups, plan.parts, n.scratch);
+                       norm_moments_bytes(n.threads, n.channels, VEC, CHANNELS_LAST), stream, 1, a,
+                       plan.workspace, plan.groups, plan.parts);
 }
 
 template <typename T, int VEC, bool CHANNELS_LAST>
 cudaError_t launch_apply(const AdaGroupNormArgs& a, const AdaGroupNormPlan& plan, void* stream) {
-  NormLaunch n = norm_launch<VEC, CHANNELS_LAST>(a, plan);
-  return launch_kernel(apply_kernel<T, VEC, CHANNELS_LAST>, n.blocks, n.threads,
-                       size_t(3 * n.channels + 3 * plan.groups) * 4, stream, 1, a, plan.workspace,
-                       plan.groups, plan.parts);
+  NormLaunch n = norm_launch<T, VEC>(a, plan);
+  return launch_kernel(apply_kernel<T, VEC, CHANNELS_LAST>, n.blocks * n.chunks, n.threads,
+                       size_t(3 * n.width + 3 * plan.groups) * 4, stream, 1, a, plan.workspace,
+                       plan.groups, plan.parts, n.width);
 }
 
 template <typename T, int VEC, bool CHANNELS_LAST>
 cudaError_t launch_forward(const AdaGroupNormArgs& a, const AdaGroupNormPlan& plan, void* stream) {
-  NormLaunch n = norm_launch<VEC, CHANNELS_LAST>(a, plan);
   if (plan.onchip) {
-    int floats = n.scratch + 5 * n.channels + 7 * plan.groups;
-    size_t bytes = (floats + 3) / 4 * 16 +
-                   size_t(n.channels) * norm_held_pixels(a.pixels, plan.parts) * sizeof(T);
-    return launch_kernel(forward_onchip_kernel<T, VEC, CHANNELS_LAST>, n.blocks, n.threads, bytes,
-                         stream, unsigned(plan.parts), a, plan.groups, plan.parts, n.scratch);
+    NormLaunch n = norm_launch<T, VEC>(a, plan);
+    int scratch = norm_sum_floats(2, n.threads, n.channels, VEC, CHANNELS_LAST);
+    int floats = scratch + 5 * n.channels + 5 * plan.groups;
+    return launch_kernel(forward_onchip_kernel<T, VEC, CHANNELS_LAST>, n.blocks, n.threads,
+                         (floats + 3) / 4 * 16 + n.tile_bytes, stream, unsigned(plan.parts), a,
+                         plan.groups, plan.parts, scratch);
   }
   cudaError_t error = launch_moments<T, VEC, CHANNELS_LAST>(a, plan, stream);
   return error == cudaSuccess ? launch_apply<T, VEC, CHANNELS_LAST>(a, plan, stream) : error;

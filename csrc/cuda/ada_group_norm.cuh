@@ -1,10 +1,11 @@
 // What the forward and backward CUDA kernels of ada_group_norm share: how a block walks its tile.
 //
 // A block takes `groups` neighbouring groups of one sample (its channels) over a range of
-// positions. Threads move packs of VEC elements: of neighbouring positions of a channel (contiguous
-// layout) or of neighbouring channels at a position (channels_last). A column is what a thread
-// keeps to: a channel, or a pack of channels; `slices` threads share a column and their sums are
-// added in order.
+// positions; where a group is wider than `width` channels, a chunk of them. Threads move packs of
+// VEC elements: of neighbouring positions of a channel (contiguous layout) or of neighbouring
+// channels at a position (channels_last). A column is what a thread keeps to, with its coefficients
+// in registers: a channel, or a pack of channels; `slices` threads share a column and their sums
+// are added in order.
 #pragma once
 
 #include <cooperative_groups.h>
@@ -12,43 +13,58 @@
 #include "cuda.cuh"
 #include "lddgan/ada_group_norm.h"
 #include "moments.cuh"
+#include "norm_launch.cuh"
 
 namespace lddgan {
 
-constexpr int kNormThreads = 512;  // the most of a block
+constexpr int kWhole = 1 << 30;  // channels of a block: all of its groups
+constexpr int kNormFlight = 4;   // packs that a thread loads before it uses the first
 
 // The tile of one block, and the thread's place in it.
 struct NormTile {
   int64_t sample;
   int first_group, groups, first_channel, channels, cpg, part, parts;
+  int skipped;     // channels of the first group before first_channel
   int begin, end;  // positions
   int columns, column, column_step;
-  int slice, slices;    // of the thread: which share of a column it walks
-  int writer, writers;  // of its sums: after lanes of a warp have added theirs
-  int lanes;            // of a warp that work on one channel (contiguous layout)
-  bool idle;            // the thread has no share
+  int slice, slices;                          // of the thread: which share of a column it walks
+  int count, position, position_step;         // its packs of a column
+  int first_slot, slot_of_column, slot_step;  // where they lie in a cache of the tile
+  int writer, writers;                        // of its sums: after lanes have added theirs
+  int lanes;                                  // of a warp that work on one channel (contiguous)
+  bool idle;                                  // the thread has no share
+  bool writes;                                // the thread writes its sums
+
+  __device__ __forceinline__ int group_of(int channel) const { return (channel + skipped) / cpg; }
+  __device__ __forceinline__ int slot(int column) const {  // of the thread's first pack
+    return first_slot + column * slot_of_column;
+  }
 };
 
 // The tile of this block where images of `channels` channels in `all_groups` groups are cut.
 template <int VEC, bool CHANNELS_LAST>
 __device__ __forceinline__ NormTile norm_tile(int channels, int all_groups, int pixels, int groups,
-                                              int parts) {
+                                              int parts, int width) {
   NormTile t;
   int per_sample = all_groups / groups;
   int block = blockIdx.x;
   t.part = block % parts;
   block /= parts;
   t.parts = parts;
+  t.cpg = channels / all_groups;
+  int whole = groups * t.cpg, chunks = (whole + width - 1) / width;
+  t.skipped = block % chunks * width;
+  block /= chunks;
   t.sample = block / per_sample;
   t.groups = groups;
   t.first_group = block % per_sample * groups;
-  t.cpg = channels / all_groups;
-  t.first_channel = t.first_group * t.cpg;
-  t.channels = groups * t.cpg;
+  t.first_channel = t.first_group * t.cpg + t.skipped;
+  t.channels = min(whole - t.skipped, width);
   int size = norm_part_size(pixels, parts);
   t.begin = min(t.part * size, pixels);
   t.end = min(t.begin + size, pixels);
   int threads = blockDim.x, thread = threadIdx.x;
+  int first, step, last;  // packs of a column
   if (CHANNELS_LAST) {
     t.columns = t.channels / VEC;
     int active = min(t.columns, threads);
@@ -56,58 +72,85 @@ __device__ __forceinline__ NormTile norm_tile(int channels, int all_groups, int 
     t.column_step = active;
     t.slice = thread / active;
     t.slices = threads / active;
-    t.idle = t.slice >= t.slices;
     t.lanes = 1;
     bool shared_by_warp = 32 % t.columns == 0;
     t.writer = shared_by_warp ? thread / 32 : t.slice;
     t.writers = shared_by_warp ? threads / 32 : t.slices;
+    t.writes = !shared_by_warp || thread % 32 < t.columns;
+    first = t.slice;
+    step = t.slices;
+    last = t.end - t.begin;
+    t.position = t.begin + first;
+    t.position_step = step;
+    t.first_slot = first * t.columns;
+    t.slot_of_column = 1;
+    t.slot_step = step * t.columns;
   } else {
     t.columns = t.channels;
     t.lanes = 1;
     while (t.lanes < 32 && t.lanes * VEC < size) t.lanes *= 2;
-    int teams = threads / t.lanes, team = thread / t.lanes;
+    int teams = threads / t.lanes, team = thread / t.lanes, lane = thread % t.lanes;
     t.slices = max(1, teams / t.channels);
     t.column = team % min(teams, t.channels);
     t.column_step = teams;
     t.slice = team / min(teams, t.channels);
-    t.idle = t.slice >= t.slices;
     t.writer = t.slice;
     t.writers = t.slices;
+    t.writes = lane == 0;
+    first = lane + t.lanes * t.slice;
+    step = t.lanes * t.slices;
+    last = (t.end - t.begin + VEC - 1) / VEC;
+    t.position = t.begin + first * VEC;
+    t.position_step = step * VEC;
+    t.first_slot = first;
+    t.slot_of_column = last;
+    t.slot_step = step;
   }
+  t.idle = t.slice >= t.slices;
+  t.count = first < last ? (last - first + step - 1) / step : 0;
   return t;
 }
 
 template <int VEC, bool CHANNELS_LAST>
-__device__ __forceinline__ NormTile norm_tile(const AdaGroupNormArgs& a, int groups, int parts) {
+__device__ __forceinline__ NormTile norm_tile(const AdaGroupNormArgs& a, int groups, int parts,
+                                              int width) {
   return norm_tile<VEC, CHANNELS_LAST>(int(a.channels1 + a.channels2), int(a.groups), int(a.pixels),
-                                       groups, parts);
+                                       groups, parts, width);
 }
 
-// Shared floats that a block's column sums need at most: K sums of `channels` for each writer.
-inline int norm_sum_floats(int k, int threads, int channels, int vec, bool channels_last) {
-  int writers;
-  if (channels_last) {
-    int columns = channels / vec;
-    writers = 32 % columns == 0 ? threads / 32 : threads / (columns < threads ? columns : threads);
-  } else {
-    writers = threads / channels;  // with one lane a team; fewer otherwise
+// Calls use(j, load(j)) for j = 0..count - 1: some loads first, then their uses.
+template <int FLIGHT = kNormFlight, typename Load, typename Use>
+__device__ __forceinline__ void each_pack(int count, const Load& load, const Use& use) {
+  for (int j = 0; j < count; j += FLIGHT) {
+    decltype(load(0)) loaded[FLIGHT];
+#pragma unroll
+    for (int u = 0; u < FLIGHT; ++u) {
+      if (j + u < count) loaded[u] = load(j + u);
+    }
+#pragma unroll
+    for (int u = 0; u < FLIGHT; ++u) {
+      if (j + u < count) use(j + u, loaded[u]);
+    }
   }
-  return k * (writers > 1 ? writers : 1) * channels;
 }
 
-// Sums over a block: visit(channel, position, pack, sums) is called for each of the thread's packs
-// and adds to sums[k * WIDTH + e]. Leaves total k of channel c (of the tile) in out[k * channels +
-// c] and ends with a barrier. `scratch` holds norm_sum_floats(K, ...) floats.
-template <int K, int VEC, bool CHANNELS_LAST, typename Visit>
-__device__ __forceinline__ void column_sums(const NormTile& t, float* scratch, float* out,
-                                            const Visit& visit) {
+// Calls visit(column) for the thread's columns.
+template <typename Visit>
+__device__ __forceinline__ void each_column(const NormTile& t, const Visit& visit) {
+  for (int column = t.column; column < t.columns && !t.idle; column += t.column_step) visit(column);
+}
+
+// Sums over a block: visit(column, sums) adds the thread's packs of a column to sums[k * WIDTH +
+// e]. put(k, channel of the tile, total) takes the totals; ends with a barrier. `scratch` holds
+// norm_sum_floats(K, ...) floats.
+template <int K, int VEC, bool CHANNELS_LAST, typename Visit, typename Put>
+__device__ __forceinline__ void column_sums(const NormTile& t, float* scratch, const Visit& visit,
+                                            const Put& put) {
   constexpr int kWidth = CHANNELS_LAST ? VEC : 1;
-  for (int column = t.column; column < t.columns && !t.idle; column += t.column_step) {
+  each_column(t, [&](int column) {
     float sums[K * kWidth] = {};
+    visit(column, sums);
     if (CHANNELS_LAST) {
-      for (int p = t.begin + t.slice; p < t.end; p += t.slices) {
-        visit(column * VEC, p, (p - t.begin) * t.columns + column, sums);
-      }
       if (32 % t.columns == 0) {
         for (int offset = 16; offset >= t.columns; offset /= 2) {
 #pragma unroll
@@ -117,13 +160,10 @@ __device__ __forceinline__ void column_sums(const NormTile& t, float* scratch, f
         }
       }
     } else {
-      int lane = threadIdx.x % t.lanes, row = (t.end - t.begin + VEC - 1) / VEC;
-      for (int q = lane + t.lanes * t.slice; q < row; q += t.lanes * t.slices) {
-        visit(column, t.begin + q * VEC, column * row + q, sums);
-      }
 #pragma unroll
       for (int k = 0; k < K; ++k) sums[k] = lane_total(t.lanes, sums[k]);
     }
+    if (!t.writes) return;
 #pragma unroll
     for (int k = 0; k < K; ++k) {
 #pragma unroll
@@ -132,7 +172,7 @@ __device__ __forceinline__ void column_sums(const NormTile& t, float* scratch, f
             sums[k * kWidth + e];
       }
     }
-  }
+  });
   __syncthreads();
   for (int i = threadIdx.x; i < K * t.channels; i += blockDim.x) {
     int k = i / t.channels, channel = i % t.channels;
@@ -140,37 +180,22 @@ __device__ __forceinline__ void column_sums(const NormTile& t, float* scratch, f
     for (int w = 0; w < t.writers; ++w) {
       total += scratch[(k * t.writers + w) * t.channels + channel];
     }
-    out[i] = total;
+    put(k, channel, total);
   }
   __syncthreads();
 }
 
-// Calls visit(channel, position, pack) for each of the thread's packs.
-template <int VEC, bool CHANNELS_LAST, typename Visit>
-__device__ __forceinline__ void each_pack(const NormTile& t, const Visit& visit) {
-  for (int column = t.column; column < t.columns && !t.idle; column += t.column_step) {
-    if (CHANNELS_LAST) {
-      for (int p = t.begin + t.slice; p < t.end; p += t.slices) {
-        visit(column * VEC, p, (p - t.begin) * t.columns + column);
-      }
-    } else {
-      int lane = threadIdx.x % t.lanes, row = (t.end - t.begin + VEC - 1) / VEC;
-      for (int q = lane + t.lanes * t.slice; q < row; q += t.lanes * t.slices) {
-        visit(column, t.begin + q * VEC, column * row + q);
-      }
-    }
-  }
-}
-
-// Adds up the channels of each group: out[k * groups + g]; ends with a barrier.
-template <int K>
-__device__ __forceinline__ void group_sums(const NormTile& t, const float* per_channel,
-                                           float* out) {
-  for (int i = threadIdx.x; i < K * t.groups; i += blockDim.x) {
-    int k = i / t.groups, group = i % t.groups;
+// Adds up value(k, channel) over the `cpg` channels of each group: out[k * groups + g]; ends with a
+// barrier.
+template <int K, typename Value>
+__device__ __forceinline__ void group_sums(int groups, int cpg, float* out, const Value& value) {
+  int lanes = merge_lanes(cpg);
+  for (int i = threadIdx.x / lanes; i < K * groups; i += blockDim.x / lanes) {
+    int k = i / groups, first = i % groups * cpg;
     float total = 0;
-    for (int c = 0; c < t.cpg; ++c) total += per_channel[k * t.channels + group * t.cpg + c];
-    out[i] = total;
+    for (int c = threadIdx.x % lanes; c < cpg; c += lanes) total += value(k, first + c);
+    total = lane_total(lanes, total);
+    if (threadIdx.x % lanes == 0) out[i] = total;
   }
   __syncthreads();
 }
@@ -196,9 +221,32 @@ __device__ __forceinline__ void cluster_sums(float* values, float* totals, int c
 #endif
 }
 
+// VEC elements as they lie in memory.
 template <typename T, int VEC>
 struct alignas(VEC * sizeof(T)) NormPack {
   T data[VEC];
+  __device__ __forceinline__ float value(int e) const { return device_float(data[e]); }
+  static __device__ __forceinline__ NormPack of(const float (&values)[VEC]) {
+    NormPack pack;
+#pragma unroll
+    for (int e = 0; e < VEC; ++e) pack.data[e] = from_float<T>(values[e]);
+    return pack;
+  }
+};
+
+// Of 16-bit elements as words: taken apart as soon as loaded, packs would be waited for one by one.
+template <typename T>
+struct alignas(16) NormPack<T, 8> {
+  uint32_t words[4];
+  __device__ __forceinline__ float value(int e) const {
+    return e % 2 == 0 ? low_float<T>(words[e / 2]) : high_float<T>(words[e / 2]);
+  }
+  static __device__ __forceinline__ NormPack of(const float (&values)[8]) {
+    NormPack pack;
+#pragma unroll
+    for (int k = 0; k < 4; ++k) pack.words[k] = word_of<T>(values[2 * k], values[2 * k + 1]);
+    return pack;
+  }
 };
 
 // Where the pack at (channel of the tile, position) lies in an image of `channels` channels whose
@@ -210,21 +258,66 @@ __device__ __forceinline__ int64_t image_offset(int64_t sample, int64_t channels
                        : (sample * channels + channel) * pixels + position;
 }
 
-// The pack of x or x2 at (channel of the tile, position). Packs do not straddle the two.
-template <typename T, int VEC, bool CHANNELS_LAST>
-__device__ __forceinline__ NormPack<T, VEC> read_source(const AdaGroupNormArgs& a,
-                                                        const NormTile& t, int channel,
-                                                        int position) {
-  int c = t.first_channel + channel;
-  const T* p;
-  if (c < a.channels1) {
-    p = static_cast<const T*>(a.x) +
-        image_offset<CHANNELS_LAST>(t.sample, a.channels1, a.pixels, c, position);
-  } else {
-    p = static_cast<const T*>(a.x2) + image_offset<CHANNELS_LAST>(t.sample, a.channels2, a.pixels,
-                                                                  c - int(a.channels1), position);
+// The thread's packs of a column of an image: pack j begins j * step bytes on.
+template <typename T, int VEC>
+struct NormPacks {
+  T* at;
+  int step;  // 32 bits, so that an address is one instruction
+  template <typename P>
+  static __device__ __forceinline__ P* moved(P* p, int64_t bytes) {
+    using Byte = std::conditional_t<std::is_const_v<P>, const char, char>;
+    return reinterpret_cast<P*>(reinterpret_cast<Byte*>(p) + bytes);
   }
-  return *reinterpret_cast<const NormPack<T, VEC>*>(p);
+  __device__ __forceinline__ NormPack<std::remove_const_t<T>, VEC> read(int j) const {
+    using Pack = const NormPack<std::remove_const_t<T>, VEC>;
+    return *reinterpret_cast<Pack*>(moved(at, int64_t(j) * step));
+  }
+  __device__ __forceinline__ void write(int j, const NormPack<T, VEC>& pack) const {
+    *reinterpret_cast<NormPack<T, VEC>*>(moved(at, int64_t(j) * step)) = pack;
+  }
+};
+
+// Of a column, in an image of all channels.
+template <int VEC, bool CHANNELS_LAST, typename T>
+__device__ __forceinline__ NormPacks<T, VEC> column_packs(T* image, const NormTile& t,
+                                                          int64_t channels, int64_t pixels,
+                                                          int channel) {
+  return {image + image_offset<CHANNELS_LAST>(t.sample, channels, pixels, channel, t.position),
+          int((CHANNELS_LAST ? t.position_step * channels : t.position_step) * sizeof(T))};
+}
+
+// Of a column, in the two images that channels are split between; packs do not straddle them.
+template <int VEC, bool CHANNELS_LAST, typename T>
+__device__ __forceinline__ NormPacks<T, VEC> split_packs(T* first, T* second,
+                                                         const AdaGroupNormArgs& a,
+                                                         const NormTile& t, int column) {
+  int c = t.first_channel + column * (CHANNELS_LAST ? VEC : 1);
+  if (c < a.channels1) {
+    return column_packs<VEC, CHANNELS_LAST>(first, t, a.channels1, a.pixels, c);
+  }
+  return column_packs<VEC, CHANNELS_LAST>(second, t, a.channels2, a.pixels, c - int(a.channels1));
+}
+
+template <typename T, int VEC, bool CHANNELS_LAST>
+__device__ __forceinline__ NormPacks<const T, VEC> source_packs(const AdaGroupNormArgs& a,
+                                                                const NormTile& t, int column) {
+  return split_packs<VEC, CHANNELS_LAST>(static_cast<const T*>(a.x), static_cast<const T*>(a.x2), a,
+                                         t, column);
+}
+
+// A column's WIDTH values of a row of shared memory, into registers.
+template <int WIDTH>
+__device__ __forceinline__ void read_column(const float* row, int column, float* values) {
+  if constexpr (WIDTH % 4 == 0) {
+#pragma unroll
+    for (int e = 0; e < WIDTH; e += 4) {
+      float4 v = *reinterpret_cast<const float4*>(row + column * WIDTH + e);
+      values[e] = v.x, values[e + 1] = v.y, values[e + 2] = v.z, values[e + 3] = v.w;
+    }
+  } else {
+#pragma unroll
+    for (int e = 0; e < WIDTH; ++e) values[e] = row[column * WIDTH + e];
+  }
 }
 
 __device__ __forceinline__ float read_row(const ChannelRows& rows, int64_t sample, int channel) {
@@ -252,61 +345,34 @@ __device__ __forceinline__ void write_value(void* p, Dtype dtype, int64_t i, flo
   }
 }
 
-// The bias of the tile's channels into shared memory; no barrier.
-__device__ __forceinline__ void load_bias(const AdaGroupNormArgs& a, const NormTile& t,
-                                          float* bias) {
-  for (int i = threadIdx.x; i < t.channels; i += blockDim.x) {
-    int c = t.first_channel + i;
-    bias[i] = a.bias.data != nullptr && c < a.channels1 ? read_row(a.bias, t.sample, c) : 0.0f;
-  }
+// The bias of a channel of the tile, zero where there is none.
+__device__ __forceinline__ float bias_of(const AdaGroupNormArgs& a, const NormTile& t,
+                                         int channel) {
+  int c = t.first_channel + channel;
+  return a.bias.data != nullptr && c < a.channels1 ? read_row(a.bias, t.sample, c) : 0.0f;
 }
 
-// scale, shift and bias of the tile's channels into shared memory: [3][channels]; no barrier.
-__device__ __forceinline__ void load_rows(const AdaGroupNormArgs& a, const NormTile& t,
-                                          float* rows) {
-  for (int i = threadIdx.x; i < t.channels; i += blockDim.x) {
-    rows[i] = read_row(a.scale, t.sample, t.first_channel + i);
-    rows[t.channels + i] = read_row(a.shift, t.sample, t.first_channel + i);
-  }
-  load_bias(a, t, rows + 2 * t.channels);
+// x + bias - mean is (x - at) + missed, with no digit lost: data far from zero keeps its own.
+struct Center {
+  float at, missed;
+};
+
+__device__ __forceinline__ Center center_of(float mean, float bias) {
+  float at = mean - bias, back = at - mean;
+  return {at, (bias + back) - (mean - (at - back))};
 }
 
-__device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
+// What a channel is normalised by: scale * (x + bias - mean - missed) * rstd + shift is
+// (x - at) * gain + shift.
+struct NormRow {
+  float at, gain, shift;
+};
 
-// Whether 16-byte packs of VEC elements fit every pointer, row and channel of the problem.
-template <int VEC>
-inline bool norm_can_pack(const AdaGroupNormArgs& a, int groups) {
-  auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
-  if (!aligned(a.x) || !aligned(a.x2) || !aligned(a.out)) return false;
-  if (!a.channels_last) return a.pixels % VEC == 0;
-  int64_t cpg = (a.channels1 + a.channels2) / a.groups;
-  return a.channels1 % VEC == 0 && a.channels2 % VEC == 0 && groups * cpg % VEC == 0;
-}
-
-// Runs run(T*, VEC, CHANNELS_LAST), the last two as types, for a dtype and layout: with 16-byte
-// packs where can_pack(VEC) allows.
-template <typename CanPack, typename Run>
-inline cudaError_t visit_packs(Dtype dtype, bool channels_last, const CanPack& can_pack,
-                               const Run& run) {
-  cudaError_t error = cudaSuccess;
-  visit(dtype, [&](auto* type) {
-    using T = typename DeviceType<std::remove_pointer_t<decltype(type)>>::type;
-    std::integral_constant<int, 16 / sizeof(T)> wide;
-    std::integral_constant<int, 1> narrow;
-    T* of = nullptr;
-    if (channels_last) {
-      error = can_pack(wide) ? run(of, wide, std::true_type()) : run(of, narrow, std::true_type());
-    } else {
-      error =
-          can_pack(wide) ? run(of, wide, std::false_type()) : run(of, narrow, std::false_type());
-    }
-  });
-  return error;
-}
-
-// Threads of a block for a tile of `packs` packs: about four packs each.
-inline int norm_threads(int64_t packs) {
-  return packs >= 4 * 512 ? 512 : packs >= 4 * 256 ? 256 : 128;
+__device__ __forceinline__ NormRow norm_row(const AdaGroupNormArgs& a, const NormTile& t,
+                                            int channel, Center center, float missed, float rstd) {
+  float gain = read_row(a.scale, t.sample, t.first_channel + channel) * rstd;
+  float shift = read_row(a.shift, t.sample, t.first_channel + channel);
+  return {center.at, gain, shift + (center.missed - missed) * gain};
 }
 
 }  // namespace lddgan

@@ -44,6 +44,55 @@ __device__ __forceinline__ __half from_float<__half>(float x) {
   return __float2half_rn(x);
 }
 
+// The two 16-bit elements of a word, and the word of two.
+template <typename T>
+__device__ __forceinline__ float low_float(uint32_t word) {
+  uint16_t bits = uint16_t(word);
+  return device_float(reinterpret_cast<const T&>(bits));
+}
+template <typename T>
+__device__ __forceinline__ float high_float(uint32_t word) {
+  return low_float<T>(word >> 16);
+}
+template <typename T>
+__device__ __forceinline__ uint32_t word_of(float low, float high) {
+  T pair[2] = {from_float<T>(low), from_float<T>(high)};
+  return reinterpret_cast<const uint16_t&>(pair[0]) |
+         uint32_t(reinterpret_cast<const uint16_t&>(pair[1])) << 16;
+}
+#ifndef LDDGAN_EMULATED_CUDA
+template <>
+__device__ __forceinline__ float low_float<__nv_bfloat16>(uint32_t word) {
+  return __uint_as_float(word << 16);
+}
+template <>
+__device__ __forceinline__ float high_float<__nv_bfloat16>(uint32_t word) {
+  return __uint_as_float(word & 0xffff0000);
+}
+template <>
+__device__ __forceinline__ uint32_t word_of<__nv_bfloat16>(float low, float high) {
+  __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return reinterpret_cast<const uint32_t&>(pair);
+}
+template <>
+__device__ __forceinline__ uint32_t word_of<__half>(float low, float high) {
+  __half2 pair = __floats2half2_rn(low, high);
+  return reinterpret_cast<const uint32_t&>(pair);
+}
+#endif
+
+// 1 / (1 + e^-x), by two instructions of the special function units; subnormal numbers are zero.
+__device__ __forceinline__ float sigmoid(float x) {
+#ifdef LDDGAN_EMULATED_CUDA
+  return 1.0f / (1.0f + std::exp(-x));
+#else
+  float power, result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * -1.44269504f));
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(1.0f + power));
+  return result;
+#endif
+}
+
 // 16 bytes of T, moved by one instruction where the address is aligned to 16.
 template <typename T>
 struct alignas(16) Pack {

@@ -13,7 +13,7 @@ __host__ __device__ __forceinline__ int norm_part_size(int64_t pixels, int parts
 }
 
 // Of a part, what a block must hold at most.
-inline int64_t norm_held_pixels(int64_t pixels, int parts) {
+__host__ __device__ __forceinline__ int64_t norm_held_pixels(int64_t pixels, int parts) {
   int64_t size = norm_part_size(pixels, parts);
   return size < pixels ? size : pixels;
 }

@@ -23,13 +23,14 @@ struct Cut {
   int steps, blocks;        // rows of those; blocks along steps and segments
 };
 
-// What a thread's channels are normalised by: [4][width] in shared memory, from its own channel on.
+// What a thread's channels are normalised by (NormRow): [3][width] in shared memory, from its own
+// channel on.
 struct Rows {
-  const float* mean;
+  const float* at;
   int width;
   bool silu;
   __device__ __forceinline__ float act(float x, int e) const {
-    float y = ((x - mean[e]) - mean[width + e]) * mean[2 * width + e] + mean[3 * width + e];
+    float y = (x - at[e]) * at[width + e] + at[2 * width + e];
     return silu ? y * sigmoid(y) : y;
   }
 };
@@ -143,16 +144,16 @@ __device__ __forceinline__ void merge_rows(const AdaGroupNormArgs& a, const floa
                                            int width, bool writes, float* rows) {
   int cpg = int(a.channels1 / a.groups), first_group = first / cpg;
   int groups = (first + count - 1) / cpg - first_group + 1;
-  float* moments = rows + 4 * width;
+  float* moments = rows + 3 * width;
   merge_parts(partial + sample * a.groups * parts * 2, first_group, groups, cpg, a.pixels, parts,
               a.eps, moments);
   __syncthreads();
   for (int i = threadIdx.x; i < count; i += blockDim.x) {
     int g = (first + i) / cpg - first_group;
+    float gain = moments[2 * groups + g] * read_row(a.scale, sample, first + i);
     rows[i] = moments[g];
-    rows[width + i] = moments[groups + g];
-    rows[2 * width + i] = moments[2 * groups + g] * read_row(a.scale, sample, first + i);
-    rows[3 * width + i] = read_row(a.shift, sample, first + i);
+    rows[width + i] = gain;
+    rows[2 * width + i] = read_row(a.shift, sample, first + i) - moments[groups + g] * gain;
   }
   for (int g = threadIdx.x; g < groups && writes; g += blockDim.x) {
     if ((first_group + g) * cpg < first) continue;  // the block before has it
@@ -221,7 +222,7 @@ cudaError_t launch(const NormResampleArgs& a, const float* partial, int parts, v
   cut.segments = (length + cut.segment - 1) / cut.segment;
   int rows = kThreads / cut.columns;
   cut.blocks = (cut.steps * cut.segments + rows - 1) / rows;
-  size_t floats = 7 * size_t(cut.columns) * VEC;
+  size_t floats = 6 * size_t(cut.columns) * VEC;  // rows; moments of as many groups at most
   return launch_kernel(norm_resample_kernel<T, VEC, UP, SAME>, unsigned(chunks * cut.blocks),
                        kThreads, floats * sizeof(float), stream, 1, a, partial, parts, cut);
 }

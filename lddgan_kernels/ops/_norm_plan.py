@@ -12,6 +12,8 @@ Pieces of H*W are whole 8s of pixels, so the last ones may be empty.
 """
 
 import functools
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -36,19 +38,36 @@ class NormPlan:
     passes: int
 
 
-# A program that moves fewer bytes than this spends its time starting.
+# A program that moves fewer bytes than this spends its time starting,
 _LEAST_BYTES = 8 * 1024
+# but where half of the device would idle, smaller ones are done sooner.
+_LEAST_BYTES_ALONE = 1024
 # Programs per multiprocessor that keep its memory pipeline full.
 _WAVES = 2
 
 
+# Channels of a block, at most, where a group can be cut (csrc/cuda/norm_launch.cuh).
+_WIDTH = 1024
+
+
 @dataclass(frozen=True)
 class DeviceSize:
-    """What the planner knows of a GPU: multiprocessors, shared bytes of a block, cluster blocks."""
+    """What the planner knows of a GPU.
+
+    Attributes:
+        multiprocessors: how many it has.
+        shared_bytes: of a block, at most.
+        max_cluster: blocks of a cluster, at most; 1: it has none.
+    """
 
     multiprocessors: int
     shared_bytes: int
     max_cluster: int
+
+    @property
+    def shared_by_two(self) -> int:
+        """Bytes of a block, at most, of which a multiprocessor holds two (CUDA keeps 1 KB each)."""
+        return (self.shared_bytes + 1024) // 2 - 1024
 
 
 @functools.cache
@@ -61,7 +80,7 @@ def device_size(device: torch.device) -> DeviceSize:
     code = _extension.cuda_code_for(10 * properties.major + properties.minor)
     return DeviceSize(
         properties.multi_processor_count,
-        properties.shared_memory_per_block_optin,
+        properties.shared_memory_per_block_optin,  # type: ignore[attr-defined]  # not in the stubs
         8 if code >= 90 else 1,
     )
 
@@ -91,17 +110,104 @@ def plan_norm(
     if backend == "triton":
         # 32 elements a thread: forward of 16 warps, backward of 8 (it holds two tiles).
         return (
-            _plan(problem, 4, itemsize, channels_last, 64 * 1024, device, 1),
-            _plan(problem, 4, itemsize, channels_last, 32 * 1024, device, 1),
+            _plan(problem, 4, itemsize, channels_last, _in_registers(64 * 1024), device, 1),
+            _plan(problem, 4, itemsize, channels_last, _in_registers(32 * 1024), device, 1),
         )
-    # What is left of a block's shared memory beside sums and rows.
-    capacity = device.shared_bytes - 64 * 1024
-    return tuple(
+    forward, backward = (
+        # backward holds x and the incoming gradient
         _plan(
-            problem, held * itemsize, itemsize, channels_last, capacity, device, device.max_cluster
+            problem,
+            held * itemsize,
+            itemsize,
+            channels_last,
+            functools.partial(_in_shared, held, itemsize, channels_last),
+            device,
+            device.max_cluster,
         )
-        for held in (1, 2)  # backward holds x and the incoming gradient
-    )  # type: ignore[return-value]
+        for held in (1, 2)
+    )
+    most = max(split_bytes(plan, problem, itemsize, channels_last) for plan in (forward, backward))
+    if most > device.shared_bytes:
+        raise RuntimeError(
+            f"ada_group_norm: groups of {problem[1]} channels do not fit this GPU on backend "
+            "'cuda', use backend='triton'"
+        )
+    return forward, backward
+
+
+def _in_registers(capacity: int) -> "Fits":
+    """Whether a tile fits, in float32."""
+
+    def fits(problem: tuple[int, int, int, int], groups: int, parts: int, limit: int) -> bool:
+        _, cpg, _, hw = problem
+        return min(part_size(hw, parts), hw) * groups * cpg * 4 <= capacity
+
+    return fits
+
+
+def _in_shared(
+    held: int,
+    itemsize: int,
+    channels_last: bool,
+    problem: tuple[int, int, int, int],
+    groups: int,
+    parts: int,
+    limit: int,
+) -> bool:
+    return max(onchip_bytes(problem, groups, parts, held, itemsize, channels_last)) <= limit
+
+
+def onchip_bytes(
+    problem: tuple[int, int, int, int],
+    groups: int,
+    parts: int,
+    held: int,
+    itemsize: int,
+    channels_last: bool,
+) -> tuple[int, ...]:
+    """Shared bytes of a block on chip: what csrc/cuda asks for (`held`: 1 forward, 2 backward).
+
+    By its rules of packs and threads, for tensors without packs and, where shapes allow, with.
+    """
+    _, cpg, _, hw = problem
+    channels = groups * cpg
+    tile = channels * min(part_size(hw, parts), hw)
+    rows = 5 * channels + 5 * groups if held == 1 else 11 * channels + 2 * groups
+    found = []
+    for vector in (1, 16 // itemsize):
+        if (channels if channels_last else hw) % vector == 0:
+            sums = _sum_floats(held + 1, tile, channels, vector, channels_last)
+            found.append((sums + rows + 3) // 4 * 16 + held * tile * itemsize)
+    return tuple(found)
+
+
+def split_bytes(
+    plan: NormPlan, problem: tuple[int, int, int, int], itemsize: int, channels_last: bool
+) -> int:
+    """The most shared bytes of a block of the kernels of a "split" plan; 0 on chip."""
+    if plan.kind == "onchip":
+        return 0
+    _, cpg, _, hw = problem
+    channels = plan.groups * cpg
+    width = min(channels, _WIDTH)
+    tile = channels * min(part_size(hw, plan.parts), hw)
+    found = [5 * width + 3 * plan.groups]
+    for vector in (1, 16 // itemsize):
+        if (channels if channels_last else hw) % vector == 0:
+            found.append(_sum_floats(3, tile, channels, vector, channels_last))
+            found.append(_sum_floats(3, tile, width, vector, channels_last) + 3 * width)
+    return 4 * max(found)
+
+
+def _sum_floats(sums: int, tile: int, channels: int, vector: int, channels_last: bool) -> int:
+    """norm_sum_floats of csrc/cuda/norm_launch.cuh, for a tile of so many elements."""
+    threads = 256 if tile // vector >= 4 * 256 else 128
+    if channels_last:
+        columns = channels // vector
+        writers = threads // 32 if 32 % columns == 0 else threads // min(columns, threads)
+    else:
+        writers = threads // channels
+    return sums * max(writers, 1) * channels
 
 
 def gpu_plans(
@@ -126,12 +232,16 @@ def plan_numbers(plans: tuple[NormPlan, NormPlan]) -> list[int]:
     return [n for plan in plans for n in (plan.kind == "onchip", plan.groups, plan.parts)]
 
 
+# Whether a tile fits on chip: (problem, groups, parts, shared bytes of a block at most).
+Fits = Callable[[tuple[int, int, int, int], int, int, int], bool]
+
+
 def _plan(
     problem: tuple[int, int, int, int],
     held: int,
     itemsize: int,
     channels_last: bool,
-    capacity: int,
+    fits: Fits,
     device: DeviceSize,
     max_cluster: int,
 ) -> NormPlan:
@@ -141,15 +251,21 @@ def _plan(
     programs = n * num_groups // groups
     cluster = 1
     while cluster < min(max_cluster, -(-hw // 8)) and (
-        tile > cluster * capacity
-        or (programs * cluster < device.multiprocessors and tile > 2 * cluster * _LEAST_BYTES)
+        not fits(problem, groups, cluster, device.shared_by_two)
+        or tile // (2 * cluster) >= _least_bytes(programs * cluster, device)
     ):
         cluster *= 2
     fills = programs * cluster * 2 >= device.multiprocessors or tile <= 4 * _LEAST_BYTES
-    fits = min(part_size(hw, cluster), hw) * groups * cpg * held <= capacity
-    if fits and (cluster > 1 or fills):
+    if fits(problem, groups, cluster, device.shared_bytes) and (cluster > 1 or fills):
         return NormPlan("onchip", groups, cluster, 1)
     return NormPlan("split", groups, _parts(programs, tile, hw, device), 2)
+
+
+def _least_bytes(programs: int, device: DeviceSize) -> float:
+    """What a program moves at the least, where so many would be cut in two."""
+    if programs >= device.multiprocessors:
+        return math.inf
+    return _LEAST_BYTES_ALONE if 2 * programs <= device.multiprocessors else _LEAST_BYTES
 
 
 @functools.lru_cache(maxsize=1024)

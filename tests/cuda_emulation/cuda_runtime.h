@@ -27,8 +27,11 @@
 #define __launch_bounds__(...)
 #define __grid_constant__
 
-static inline void __syncthreads(const char* file = __builtin_FILE(),
-                                 int line = __builtin_LINE()) {
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+
+static inline void __syncthreads(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
   emulation::sync_block(file, line);
 }
 template <typename T>
@@ -42,8 +45,6 @@ static inline T __shfl_xor_sync(unsigned mask, T v, int bits) {
 }
 
 static inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
-#define __expf(x) std::exp(float(x))  // a macro: the C library declares this name
-static inline float __fdividef(float a, float b) { return a / b; }
 using std::max;
 using std::min;
 static inline void __trap() { emulation::fail("__trap"); }

@@ -17,7 +17,7 @@ constexpr size_t kStack = 64 * 1024;
 constexpr size_t kRedZone = 1024;  // between the shared memories of two blocks
 
 const Card kCards[] = {
-    {75, 40, 65536, 1},  {80, 108, 166912, 1},  {86, 84, 101376, 1},   {89, 128, 101376, 1},
+    {75, 40, 65536, 1},   {80, 108, 166912, 1},  {86, 84, 101376, 1},   {89, 128, 101376, 1},
     {90, 132, 232448, 8}, {100, 148, 232448, 8}, {120, 170, 101376, 8},
 };
 
@@ -28,6 +28,7 @@ struct Launch {
 struct Settings {
   std::string skipped;  // "file.cu:12": a barrier that is left out
   uint64_t seed = 1;
+  bool dry = false;  // launches are checked, and nothing runs
   Card card = kCards[4];
   std::vector<Launch> launches;
   std::map<const void*, size_t> dynamic_limits;
@@ -236,14 +237,15 @@ int launch(const void* kernel, dim3 grid, dim3 block, unsigned cluster, size_t s
     m.error = std::to_string(shared_bytes) + " shared bytes were not asked for beforehand";
   }
   if (!m.error.empty()) return 1;
+  if (s.dry) return 0;
   gridDim = grid;
   blockDim = block;
   m.body = &body;
   m.shared_bytes = shared_bytes;
   m.shared_stride = (shared_bytes + 1023) / 1024 * 1024 + kRedZone;
   std::unique_ptr<unsigned char[]> memory(new unsigned char[m.shared_stride * cluster + 1024]);
-  m.shared = reinterpret_cast<unsigned char*>(
-      (reinterpret_cast<uintptr_t>(memory.get()) + 1023) / 1024 * 1024);
+  m.shared = reinterpret_cast<unsigned char*>((reinterpret_cast<uintptr_t>(memory.get()) + 1023) /
+                                              1024 * 1024);
   prepare_shadow(m.shared_stride * cluster);
   std::mt19937_64 random(s.seed);
   for (uint64_t first = 0; first < total && m.error.empty(); first += cluster) {
@@ -278,6 +280,10 @@ __attribute__((visibility("default"))) int emulation_set_card(int capability) {
     if (card.capability == capability) return emulation::settings().card = card, 1;
   }
   return 0;
+}
+
+__attribute__((visibility("default"))) void emulation_set_dry(int dry) {
+  emulation::settings().dry = dry != 0;
 }
 
 __attribute__((visibility("default"))) void emulation_set_order(uint64_t seed) {

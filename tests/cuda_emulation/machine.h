@@ -40,9 +40,9 @@ struct Block {
   unsigned char* shared = nullptr;
   Barrier barrier;
   int alive = 0;
-  int rank = 0;         // in its cluster
-  uint32_t start = 0;   // epoch at which it began
-  uint32_t epoch = 0;   // counts the barriers that all its threads have passed
+  int rank = 0;          // in its cluster
+  uint32_t start = 0;    // epoch at which it began
+  uint32_t epoch = 0;    // counts the barriers that all its threads have passed
   uint32_t leaving = 0;  // threads that have returned
   uint32_t visited = 0;  // cluster epoch in which another block last read its shared memory
 };
@@ -96,6 +96,9 @@ void* shared_of(void* own, int rank);
 int set_dynamic_limit(const void* kernel, size_t bytes);
 int launch(const void* kernel, dim3 grid, dim3 block, unsigned cluster, size_t shared_bytes,
            const std::function<void()>& body);
+
+// allocator.cpp: fails where the bytes lie between two tensors' memories.
+void check_global(const void* p, size_t size);
 
 // memory.cpp
 void prepare_shadow(size_t bytes);

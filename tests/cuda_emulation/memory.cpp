@@ -5,7 +5,7 @@
 // who wrote and who read them and between which barriers: two accesses of different threads, one of
 // them writing, with no barrier between them, are an error in whatever order they were run. So are
 // reads of what nobody wrote, accesses past the end, and a block that leaves while others of its
-// cluster may still read it.
+// cluster may still read it, and accesses just outside a tensor.
 #include "machine.h"
 
 namespace emulation {
@@ -74,7 +74,8 @@ void write_cell(Cell& c, Block* owner, size_t offset) {
     fail("writes " + place(owner, offset) + ", which others read without a barrier between");
   }
   if (c.visited_cluster >= m.cluster_epoch) {
-    fail("writes " + place(owner, offset) + ", which another block reads without a barrier between");
+    fail("writes " + place(owner, offset) +
+         ", which another block reads without a barrier between");
   }
   c.writer = t->id;
   c.written = owner->epoch;
@@ -85,7 +86,7 @@ void access(const void* p, size_t size, bool writes) {
   Machine& m = machine();
   if (m.current == nullptr || m.shared == nullptr) return;
   size_t offset = size_t(static_cast<const unsigned char*>(p) - m.shared);
-  if (offset >= m.shared_stride * m.cluster.size()) return;
+  if (offset >= m.shared_stride * m.cluster.size()) return check_global(p, size);
   Block* owner = m.cluster[offset / m.shared_stride].get();
   size_t inside = offset % m.shared_stride;
   if (inside + size > m.shared_bytes) fail("accesses " + place(owner, inside) + ", past its end");
@@ -117,10 +118,10 @@ void check_exit() {
 
 }  // namespace emulation
 
-#define LDDGAN_WATCH(size)                                                                     \
-  extern "C" void __tsan_read##size(void* p) { emulation::access(p, size, false); }            \
-  extern "C" void __tsan_write##size(void* p) { emulation::access(p, size, true); }            \
-  extern "C" void __tsan_unaligned_read##size(void* p) { emulation::access(p, size, false); }  \
+#define LDDGAN_WATCH(size)                                                                    \
+  extern "C" void __tsan_read##size(void* p) { emulation::access(p, size, false); }           \
+  extern "C" void __tsan_write##size(void* p) { emulation::access(p, size, true); }           \
+  extern "C" void __tsan_unaligned_read##size(void* p) { emulation::access(p, size, false); } \
   extern "C" void __tsan_unaligned_write##size(void* p) { emulation::access(p, size, true); }
 LDDGAN_WATCH(1)
 LDDGAN_WATCH(2)
