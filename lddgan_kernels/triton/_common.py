@@ -1,14 +1,12 @@
 """What the Triton kernels share."""
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 
-def launch(kernel: Any, grid: tuple[int, ...], x: Tensor, *arguments: Any, **options: Any) -> None:
+def launch(kernel, grid: tuple[int, ...], x: Tensor, *arguments, **options) -> None:
     """kernel[grid](x, ...) on x's device; Triton by itself takes the current one."""
     if x.is_cuda:
         with torch.cuda.device(x.device):
