@@ -1,26 +1,14 @@
 // Winograd F(2x2, 3x3) (Lavin & Gray 2016, "Fast algorithms for convolutional neural networks"):
 // Y = A' [ sum over channels of (G g G') . (B' d B) ] A, with 16 instead of 36 multiplications for
-// four outputs. A thread transforms a block of tiles into its cache, multiplies it with one panel
-// of output channels at a time, 16 small matrix products, and transforms the result while it is
-// there.
+// four outputs. Tiles are transformed into 16 matrices, multiplied with one panel of output
+// channels at a time, and the result is transformed while it is in the cache (panels.h).
 #include "conv3x3.h"
 
-#include <cstdlib>
-
-#include "parallel.h"
-#include "vec.h"
+#include "panels.h"
 
 namespace lddgan::LDDGAN_ISA {
 
 namespace {
-
-// The accumulators of one matrix product: so many tiles by two vectors, all in registers. The
-// lesser number is for small images, where the greater leaves too many rows empty.
-constexpr int kManyRows = kWidth == 16 ? 14 : 6;
-constexpr int kFewRows = kWidth == 16 ? 8 : 4;
-constexpr int kColumns = 2 * kWidth;
-// Bytes of transformed input a thread keeps in its second-level cache.
-constexpr int64_t kBlockBytes = 1400 * 1024;
 
 struct Tiles {
   int64_t high, wide, count;  // of one image; of all
@@ -72,28 +60,6 @@ void transform_input(const Conv3x3Args& a, const Tile& t, float* v, int64_t stri
   }
 }
 
-// m[kRows][kColumns] = v[kRows][c_in] u[c_in][kColumns], v in lanes of channels.
-template <int kRows>
-void multiply(const float* v, const float* u, int64_t c_in, float* m) {
-  Vec sums[kRows][2] = {};
-  for (int64_t c = 0; c < c_in; c += kConvLane, v += kRows * kConvLane) {
-    for (int lane = 0; lane < kConvLane; ++lane, u += kConvPanel) {
-      Vec u0 = load(u), u1 = load(u + kWidth);
-#pragma GCC unroll 14
-      for (int r = 0; r < kRows; ++r) {
-        Vec value = broadcast(v[r * kConvLane + lane]);
-        sums[r][0] += value * u0;
-        sums[r][1] += value * u1;
-      }
-    }
-  }
-#pragma GCC unroll 14
-  for (int r = 0; r < kRows; ++r) {
-    store(m + r * kConvPanel, sums[r][0]);
-    store(m + r * kConvPanel + kWidth, sums[r][1]);
-  }
-}
-
 // A' m A of one tile and a panel of output channels from `channel`, plus bias and residual.
 template <int kRows>
 void transform_output(const Conv3x3Args& a, const Tile& t, const float* m, int64_t channel) {
@@ -121,66 +87,34 @@ void transform_output(const Conv3x3Args& a, const Tile& t, const float* m, int64
   }
 }
 
-// The tiles of panels [begin, end), kRows tiles each.
-template <int kRows>
-void run(const Conv3x3Args& a, int64_t begin, int64_t end) {
-  const Tiles tiles(a);
-  const int64_t panel = kRows * a.c_in;
-  int64_t most = kBlockBytes / (16 * panel * int64_t(sizeof(float)));
-  most = most < 1 ? 1 : most > end - begin ? end - begin : most;
-  const int64_t stride = most * panel;
-  const int64_t m_panel = 16 * kRows * kConvPanel;
-  const int64_t size = (16 * stride + most * m_panel) * int64_t(sizeof(float));
-  float* v = static_cast<float*>(std::aligned_alloc(64, size_t((size + 63) / 64 * 64)));
-  if (!v) std::abort();
-  float* m = v + 16 * stride;
-  for (; begin < end; begin += most) {
-    const int64_t panels = end - begin < most ? end - begin : most;
-    const int64_t first = begin * kRows;
-    const int64_t rows =
-        tiles.count - first < panels * kRows ? tiles.count - first : panels * kRows;
-    // The rows past the last tile of all are multiplied too, and dropped.
-    for (int64_t i = rows; i < panels * kRows; ++i) {
-      for (int q = 0; q < 16; ++q) {
-        float* to = v + q * stride + i / kRows * panel + i % kRows * kConvLane;
-        for (int64_t c = 0; c < a.c_in; c += kConvLane, to += kRows * kConvLane) {
-          for (int lane = 0; lane < kConvLane; lane += kWidth) store(to + lane, Vec{});
-        }
-      }
-    }
-    for (int64_t i = 0; i < rows; ++i) {
-      Tile tile(tiles, first + i);
-      float* to = v + i / kRows * panel + i % kRows * kConvLane;
-      bool inside = tile.y > 0 && tile.y + 2 < a.h && tile.x > 0 && tile.x + 2 < a.w;
-      inside ? transform_input<kRows, true>(a, tile, to, stride)
-             : transform_input<kRows, false>(a, tile, to, stride);
-    }
-    for (int64_t channel = 0; channel < a.c_out; channel += kConvPanel) {
-      const float* u = a.weight + channel * 16 * a.c_in;
-      for (int q = 0; q < 16; ++q, u += a.c_in * kConvPanel) {
-        for (int64_t p = 0; p < panels; ++p) {
-          for (int column = 0; column < kConvPanel; column += kColumns) {
-            multiply<kRows>(v + q * stride + p * panel, u + column, a.c_in,
-                            m + p * m_panel + q * kRows * kConvPanel + column);
-          }
-        }
-      }
-      for (int64_t i = 0; i < rows; ++i) {
-        transform_output<kRows>(a, Tile(tiles, first + i),
-                                m + i / kRows * m_panel + i % kRows * kConvPanel, channel);
-      }
-    }
+struct Winograd {
+  static constexpr int kCount = 16;
+  const Conv3x3Args& a;
+  const Tiles tiles;
+  const int64_t rows, depth, columns;
+  const float* weight;
+
+  explicit Winograd(const Conv3x3Args& args)
+      : a(args),
+        tiles(args),
+        rows(tiles.count),
+        depth(args.c_in),
+        columns(args.c_out),
+        weight(args.weight) {}
+
+  template <int kRows>
+  void in(int64_t row, float* to, int64_t stride) const {
+    Tile tile(tiles, row);
+    bool inside = tile.y > 0 && tile.y + 2 < a.h && tile.x > 0 && tile.x + 2 < a.w;
+    inside ? transform_input<kRows, true>(a, tile, to, stride)
+           : transform_input<kRows, false>(a, tile, to, stride);
   }
-  std::free(v);
-}
 
-template <int kRows>
-void run_all(const Conv3x3Args& a) {
-  const int64_t panels = (Tiles(a).count + kRows - 1) / kRows;
-  parallel_for(panels, 1, [&](int64_t begin, int64_t end) { run<kRows>(a, begin, end); });
-}
-
-int64_t padded(int64_t count, int64_t rows) { return (count + rows - 1) / rows * rows; }
+  template <int kRows>
+  void out(int64_t row, const float* m, int64_t channel) const {
+    transform_output<kRows>(a, Tile(tiles, row), m, channel);
+  }
+};
 
 // One input channel against a panel of output channels.
 void pack(const PackConv3x3Args& a, int64_t panel, int64_t c) {
@@ -212,12 +146,7 @@ void pack(const PackConv3x3Args& a, int64_t panel, int64_t c) {
 
 }  // namespace
 
-void conv3x3(const Conv3x3Args& a) {
-  const int64_t count = Tiles(a).count;
-  // A tile's result is the same, bit for bit, in either.
-  padded(count, kFewRows) * 9 < padded(count, kManyRows) * 8 ? run_all<kFewRows>(a)
-                                                             : run_all<kManyRows>(a);
-}
+void conv3x3(const Conv3x3Args& a) { multiply_all(Winograd(a)); }
 
 void pack_conv3x3(const PackConv3x3Args& a) {
   parallel_for(a.c_out / kConvPanel * a.c_in, 16, [&](int64_t begin, int64_t end) {

@@ -22,8 +22,9 @@ from lddgan_kernels._checks import check_image, check_tensor, fail, like_layout,
 KERNELS = ("triton", "cpu")
 
 PANEL, LANE = 32, 16  # csrc/cpu/conv3x3.h
-# In a batch; below, reading 16/9 of the weights costs more than the multiplications saved.
-_MIN_PIXELS = 256
+# Pixels in a batch. Below the first, reading 16/9 of the weights costs more than multiplications
+# saved; below the second, so does packing them for one call or one step of training.
+_LEAST_PACKED, _LEAST = 32, 256
 # Without the wide registers of AVX the vendor's kernels are ahead.
 _HAS_KERNEL = _extension.build_info().get("cpu_isa", "").startswith("avx")
 
@@ -57,8 +58,11 @@ def conv3x3(
     _check(x, weight, bias, residual, packed)
     kernels = KERNELS if backend or default_backend() else ("cpu",)
     chosen = select("conv3x3", x, backend, kernels)
-    fits = uses_winograd if chosen == "cpu" else _suits_triton
-    if chosen == "reference" or not fits(x, weight):
+    if chosen == "cpu":
+        fits = uses_winograd(x, weight) and (packed is not None or _pixels(x) >= _LEAST)
+    else:
+        fits = chosen == "triton" and _suits_triton(x, weight)
+    if not fits:
         return conv3x3_reference(x, weight, bias, residual)
     if chosen == "triton":
         packed = None
@@ -78,8 +82,12 @@ def conv3x3_reference(
 
 
 def uses_winograd(x: Tensor, weight: Tensor) -> bool:
-    """Whether the CPU kernel, not PyTorch's convolution, runs this x and weight."""
+    """Whether the CPU kernel, not PyTorch's convolution, runs this x and packed weight."""
     return _suits(x, weight, weight.shape[0], weight.shape[1])
+
+
+def _pixels(x: Tensor) -> int:
+    return x.shape[0] * x.shape[2] * x.shape[3]
 
 
 def pack_conv3x3(weight: Tensor) -> Tensor:
@@ -106,7 +114,7 @@ def _suits(x: Tensor, weight: Tensor, c_out: int, c_in: int) -> bool:
         and c_in % LANE == 0
         and c_in > LANE
         and c_out % PANEL == 0
-        and x.shape[0] * x.shape[2] * x.shape[3] >= _MIN_PIXELS
+        and _pixels(x) >= (_LEAST if torch.is_grad_enabled() else _LEAST_PACKED)
         and memory_format(x) is torch.channels_last
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()  # which packs PyTorch's weights itself
@@ -161,7 +169,7 @@ class _Conv3x3(torch.autograd.Function):
         # To be differentiated again, all must be PyTorch's.
         if need_x and not torch.is_grad_enabled():
             grad = like_layout(grad, torch.channels_last)
-            if _suits(grad, weight, weight.shape[1], weight.shape[0]):
+            if _pixels(grad) >= _LEAST and _suits(grad, weight, weight.shape[1], weight.shape[0]):
                 packed = torch.ops.lddgan.pack_conv3x3(weight, True)
                 grad_x = torch.ops.lddgan.conv3x3(grad, packed, None, None)
         sizes = (weight.shape[0],) if need_bias else None

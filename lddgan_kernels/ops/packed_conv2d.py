@@ -1,4 +1,7 @@
-"""Convolution of stride 1 for inference on the CPU, its weight packed once by oneDNN.
+"""Convolution of stride 1 for inference on the CPU, its weight packed once.
+
+Small batches of float32 run our kernel: there PyTorch's way to oneDNN takes as long as the
+arithmetic, and what is left is reading the weights. All else is oneDNN's.
 
 PyTorch hands oneDNN a plain weight and has it packed in every call: half the time of a small batch
 in bfloat16. `torch.compile` with frozen weights packs once, and so does this, by the same operators
@@ -14,11 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from lddgan_kernels import _extension
 from lddgan_kernels._backend import select
 from lddgan_kernels._bfloat16 import multiplies_bfloat16
 from lddgan_kernels._checks import check_image, dense, fail, memory_format
 
-KERNELS = ()  # none of ours: the packed form is oneDNN's
+KERNELS = ("cpu",)
+
+PANEL, LANE = 32, 16  # csrc/cpu/conv3x3.h
+# The most pixels of a batch at which our kernel is ahead, by kernel size: measured with AVX2 and
+# AVX-512. Past 31, Winograd's 3x3 is (conv3x3).
+_MOST_PIXELS = {1: 1024, 3: 31} if _extension.build_info().get("cpu_isa", "")[:3] == "avx" else {}
 
 MOST_FORMS = 4  # of one weight, kept at once
 _MOST_SIZES = 64
@@ -33,16 +42,31 @@ Size = tuple[int, int, int]
 
 
 class PackedWeight(NamedTuple):
-    """A convolution's weight as oneDNN reads it for inputs of one size."""
+    """A convolution's weight as it is read for inputs of one size."""
 
-    weight: Tensor  # opaque, of the plain weight's shape
+    weight: Tensor  # oneDNN's opaque one, or ours: (D / PANEL, K * K * C, PANEL)
+    shape: tuple[int, ...]  # (D, C, K, K)
     size: Size  # (N, H, W) of the inputs
+
+    @property
+    def layout(self) -> bytes:
+        """The same for weights that are packed alike."""
+        if not self.weight.is_mkldnn:
+            return b""
+        return bytes(torch.ops.mkldnn._get_mkldnn_serialized_md(self.weight).tolist())
+
+    def dense(self) -> Tensor:
+        """The plain weight."""
+        if self.weight.is_mkldnn:
+            return self.weight.to_dense()
+        d, c, *kernel = self.shape
+        return self.weight.transpose(0, 1).reshape(*kernel, c, d).permute(3, 2, 0, 1)
 
 
 class PackedForms:
     """A weight, packed for each size of input that it meets.
 
-    Sizes for which oneDNN wants the same form share it: at most `MOST_FORMS` copies of the weight.
+    Sizes that want the same form share it: at most `MOST_FORMS` copies of the weight.
 
     Args:
         weight: makes the plain weight (D, C, K, K); called for each new size.
@@ -62,12 +86,12 @@ class PackedForms:
             # Not an operator of the network that may be recorded or traced just now.
             with _disable_current_modes(), torch.inference_mode(False), torch.no_grad():
                 packed = pack_conv2d(self._weight(), size)
-            layout = bytes(torch.ops.mkldnn._get_mkldnn_serialized_md(packed.weight).tolist())
+            layout = packed.layout
             full = len(self._forms) == MOST_FORMS and layout not in self._forms
             if full or len(self._sizes) == _MOST_SIZES:
                 self._forms.clear()
                 self._sizes.clear()
-            packed = PackedWeight(self._forms.setdefault(layout, packed.weight), size)
+            packed = packed._replace(weight=self._forms.setdefault(layout, packed.weight))
             self._sizes[key] = packed
         return packed
 
@@ -86,12 +110,12 @@ def packs(x: Tensor, weight: Tensor) -> bool:
         and (memory_format(x) is torch.channels_last or (x.shape[1] == 1 and dense(x) is x))
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()  # which packs by itself
-        and select("packed_conv2d", x, None, ("cpu",)) == "cpu"
+        and select("packed_conv2d", x, None, KERNELS) == "cpu"
     )
 
 
 def pack_conv2d(weight: Tensor, size: Size) -> PackedWeight:
-    """`weight` (D, C, K, K), K odd, as oneDNN reads it for inputs (N, C, H, W) of size (N, H, W).
+    """`weight` (D, C, K, K), K odd, as it is read for inputs (N, C, H, W) of size (N, H, W).
 
     Raises:
         ValueError: weight is not float32 or bfloat16 of such a shape.
@@ -108,13 +132,29 @@ def pack_conv2d(weight: Tensor, size: Size) -> PackedWeight:
         multiplies, why = multiplies_bfloat16(_CPU)
         if not multiplies:
             raise RuntimeError(f"{op}: bfloat16 weights cannot be packed: {why}")
+    shape = tuple(weight.shape)
+    if _suits_kernel(weight, size):
+        panels = weight.detach().permute(2, 3, 1, 0).reshape(-1, shape[0] // PANEL, PANEL)
+        return PackedWeight(panels.transpose(0, 1).contiguous(), shape, size)
     n, h, w = size
     pad = (weight.shape[2] // 2, weight.shape[3] // 2)
     plain = weight.detach().contiguous().to_mkldnn()
     packed = torch.ops.aten.mkldnn_reorder_conv2d_weight(
         plain, pad, _ONE, _ONE, 1, [n, weight.shape[1], h, w]
     )
-    return PackedWeight(packed, size)
+    return PackedWeight(packed, shape, size)
+
+
+def _suits_kernel(weight: Tensor, size: Size) -> bool:
+    d, c, kernel, width = weight.shape
+    n, h, w = size
+    return (
+        weight.dtype == torch.float32
+        and kernel == width
+        and d % PANEL == 0
+        and c % LANE == 0
+        and n * h * w <= _MOST_PIXELS.get(kernel, 0)
+    )
 
 
 def packed_conv2d(
@@ -133,8 +173,8 @@ def packed_conv2d(
         packed: `pack_conv2d(weight, (N, H, W))`.
         bias: (D,) of x's dtype.
         residual: (N, D, H, W) of x's dtype.
-        overwrite: add to `residual` in place, where it is channels_last (and return it).
-        backend: "reference" unpacks; "cpu" and None run oneDNN.
+        overwrite: the residual's memory may be reused, and returned.
+        backend: "reference" unpacks; "cpu" and None run what the weight was packed for.
 
     Returns:
         (N, D, H, W) of x's dtype, channels_last.
@@ -143,12 +183,17 @@ def packed_conv2d(
         ValueError: a shape or dtype does not fit. RuntimeError: a named backend cannot run.
     """
     _check(x, packed, residual)
-    weight = packed.weight
-    pad = (weight.shape[2] // 2, weight.shape[3] // 2)
-    if select("packed_conv2d", x, backend, ("cpu",)) == "reference":
-        out = F.conv2d(x, weight.to_dense(), bias, padding=pad)
+    weight, shape = packed.weight, packed.shape
+    pad = (shape[2] // 2, shape[3] // 2)
+    if select("packed_conv2d", x, backend, KERNELS) == "reference":
+        out = F.conv2d(x, packed.dense(), bias, padding=pad)
         out = out if residual is None else out + residual
         return out.contiguous(memory_format=torch.channels_last)
+    if not weight.is_mkldnn:
+        x = x.contiguous(memory_format=torch.channels_last)
+        if residual is not None:
+            residual = residual.contiguous(memory_format=torch.channels_last)
+        return torch.ops.lddgan.packed_conv2d(x, weight, shape[2], bias, residual)
     options = (bias, pad, _ONE, _ONE, 1)
     if residual is None:
         return torch.ops.mkldnn._convolution_pointwise.default(x, weight, *options, "none", [], "")
@@ -170,15 +215,25 @@ def _check(x: Tensor, packed: PackedWeight, residual: Tensor | None) -> None:
     check_image(op, "x", x)
     if not isinstance(packed, PackedWeight):
         raise fail(op, "packed", "what pack_conv2d returns", type(packed).__name__)
-    weight = packed.weight
-    if weight.shape[1] != x.shape[1]:
-        raise fail(op, "x", f"of {weight.shape[1]} channels", tuple(x.shape))
-    if x.dtype != weight.dtype:
-        raise fail(op, "x", f"{weight.dtype} like packed", x.dtype)
+    d, c = packed.shape[:2]
+    if c != x.shape[1]:
+        raise fail(op, "x", f"of {c} channels", tuple(x.shape))
+    if x.dtype != packed.weight.dtype:
+        raise fail(op, "x", f"{packed.weight.dtype} like packed", x.dtype)
     if packed.size != _size(x):
         raise fail(op, "packed", f"made for inputs of (N, H, W) {_size(x)}", packed.size)
     if residual is not None:
-        shape = (x.shape[0], weight.shape[0], *x.shape[2:])
+        shape = (x.shape[0], d, *x.shape[2:])
         if residual.shape != shape or residual.dtype != x.dtype:
             expected = f"of shape {shape} and {x.dtype}"
             raise fail(op, "residual", expected, f"{tuple(residual.shape)} and {residual.dtype}")
+
+
+if _extension.is_loaded():
+
+    @torch.library.register_fake("lddgan::packed_conv2d")
+    def _(
+        x: Tensor, packed: Tensor, kernel: int, bias: Tensor | None, residual: Tensor | None
+    ) -> Tensor:
+        shape = (x.shape[0], packed.shape[0] * PANEL, x.shape[2], x.shape[3])
+        return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)

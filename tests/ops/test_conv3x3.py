@@ -41,6 +41,8 @@ SHAPES = [
     (16, 32, 32, 4, 4),
     (1, 128, 32, 17, 16),
     (16, 32, 64, 8, 8),
+    (1, 160, 96, 16, 16),
+    (1, 528, 32, 17, 33),
     (0, 32, 32, 8, 8),
 ]
 
@@ -152,6 +154,28 @@ def test_an_image_is_the_same_in_any_batch():
     whole = conv3x3(x, weight, bias, backend="cpu")
     for i in range(5):
         assert torch.equal(conv3x3(x[i : i + 1], weight, bias, backend="cpu")[0], whole[i])
+
+
+@native
+@pytest.mark.parametrize("threads", [1, 3, 5])
+@pytest.mark.parametrize("side", [5, 6, 48])
+def test_any_number_of_threads_gives_the_same(side, threads):
+    x, weight, bias, residual = tensors(2, 192, 96, side, side)
+    packed = pack_conv3x3(weight)
+    before = torch.get_num_threads()
+    with torch.no_grad():
+        wanted = conv3x3(x, weight, bias, residual=residual, packed=packed)
+        assert_error_rule(
+            wanted,
+            plain(x, weight, bias, residual),
+            plain(*(t.double() for t in (x, weight, bias, residual))),
+        )
+        torch.set_num_threads(threads)
+        try:
+            out = conv3x3(x, weight, bias, residual=residual, packed=packed)
+        finally:
+            torch.set_num_threads(before)
+    assert torch.equal(out, wanted)
 
 
 @native

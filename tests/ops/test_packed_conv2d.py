@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lddgan_kernels import use_backend
+from lddgan_kernels import _extension, use_backend
 from lddgan_kernels._bfloat16 import multiplies_bfloat16
 from lddgan_kernels.ops import packed_conv2d
 from lddgan_kernels.ops.packed_conv2d import MOST_FORMS, PackedForms, pack_conv2d, packs
@@ -59,7 +59,16 @@ def assert_as_exact_as_onednn(out, *given):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, CL])
 @pytest.mark.parametrize(
-    "shape", [(1, 32, 48, (4, 4), 1), (2, 17, 5, (7, 3), 3), (3, 64, 64, (5, 9), 3)]
+    "shape",
+    [
+        (1, 32, 48, (4, 4), 1),
+        (2, 17, 5, (7, 3), 3),
+        (3, 64, 64, (5, 9), 3),
+        (1, 48, 64, (9, 5), 1),  # our kernel's in float32, as are these
+        (2, 144, 32, (3, 5), 3),
+        (1, 16, 96, (1, 17), 3),
+        (3, 32, 1024, (1, 1), 1),
+    ],
 )
 def test_equals_conv2d(shape, layout, dtype, backend):
     x, weight, bias, residual = tensors(*shape, dtype, layout)
@@ -72,6 +81,27 @@ def test_equals_conv2d(shape, layout, dtype, backend):
             assert out.is_contiguous(memory_format=CL)
             assert_as_exact_as_onednn(out, x, weight, given_bias, kept)
             assert kept is None or overwrite or torch.equal(given, kept)
+
+
+@pytest.mark.parametrize("threads", [1, 3, 5])
+def test_any_number_of_threads_gives_the_same(threads):
+    x, weight, bias, residual = tensors(1, 160, 96, (5, 4), 3, torch.float32)
+    packed = pack_conv2d(weight, size(x))
+    wanted = packed_conv2d(x, packed, bias, residual=residual)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert torch.equal(packed_conv2d(x, packed, bias, residual=residual), wanted)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not _extension.is_loaded(), reason="the extension is not compiled")
+def test_registration():
+    x, _, bias, residual = tensors(2, 32, 64, (3, 3), 3, torch.float32)
+    packed = torch.randn(2, 9 * 32, 32)
+    for extras in ((bias, residual), (None, None)):
+        torch.library.opcheck(torch.ops.lddgan.packed_conv2d.default, (x, packed, 3, *extras))
 
 
 def test_a_slice_of_a_weight():
@@ -187,4 +217,4 @@ def test_no_call_reorders_a_weight(isa):
         elif called and ",exec,cpu," in line:
             assert ",exec,cpu,reorder," not in line
             convolutions += 1
-    assert convolutions >= 3 * 54
+    assert convolutions >= 132  # the others are our kernel's
