@@ -8,6 +8,7 @@ machines; a B+ tree of pages, values of some size in runs of pages of their own.
 import math
 import os
 import struct
+from array import array
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,11 +29,12 @@ NO_PAGE = 2**64 - 1
 
 
 class Value(NamedTuple):
-    """A key, and where its value lies in the file."""
+    """A key, and where its value lies in the file; `page` where it has pages of its own, else 0."""
 
     key: bytes
     offset: int
     size: int
+    page: int
 
 
 def find_lmdb(path: Path) -> Path | None:
@@ -68,46 +70,61 @@ class LmdbSource:
         self.labels = None
         self.passed_over: Skipped = []
         self._path = path / "data.mdb" if path.is_dir() else path
+        self._keys: list[bytes] = []
+        # (offset, size, page) of each value: there may be millions.
+        self._places = array("Q")
         try:
             with open(self._path, "rb") as file:
-                self._values = list(_Tree(file).values())
+                for value in _Tree(file).values():
+                    self._keys.append(value.key)
+                    self._places.extend(value[1:])
         except (ValueError, struct.error) as error:
             raise fail("open_images", "path", "a readable LMDB", f"{self._path}: {error}") from None
         self._raw_side = self._find_raw_side()
 
     def __len__(self) -> int:
-        return len(self._values)
+        return len(self._keys)
 
     def item_name(self, index: int) -> str:
-        return self._values[index].key.decode(errors="backslashreplace")
+        return readable(os.fsdecode(self._keys[index]))
 
     def read(self, index: int) -> Stored:
-        value = self._values[index]
-        check_bytes(value.size)
-        with open(self._path, "rb") as file:
-            file.seek(value.offset)
-            content = file.read(value.size)
+        content = self._content(index)
         side = self._raw_side
-        if side is not None and value.size == 3 * side * side:
+        if side is not None and len(content) == 3 * side * side:
             return np.frombuffer(content, dtype=np.uint8).reshape(side, side, 3)
+        return content
+
+    def _content(self, index: int) -> bytes:
+        offset, size, page = self._places[3 * index : 3 * index + 3]
+        check_bytes(size)
+        with open(self._path, "rb") as file:
+            file.seek(offset - PAGE_HEADER)
+            header, content = file.read(PAGE_HEADER), file.read(size)
+        if len(content) < size:
+            raise ValueError("the database was cut short since it was opened")
+        if page:
+            number, _, kind, _ = struct.unpack("<QHHI", header)
+            if number != page or not kind & OVERFLOW:
+                raise ValueError(f"page {page} of the database is damaged")
         return content
 
     def _find_raw_side(self) -> int | None:
         """The side of the raw images; None where the values are encoded ones."""
-        sizes = Counter(value.size for value in self._values)
-        for size, count in sizes.most_common(1):
+        sizes = self._places[1::3]
+        for size, count in Counter(sizes).most_common(1):
             side = math.isqrt(size // 3)
-            if side > 0 and 3 * side * side == size and 2 * count > len(self._values):
-                some = [value for value in self._values if value.size == size][:9]
-                with open(self._path, "rb") as file:
-                    encoded = [self._begins_encoded(file, value) for value in some]
-                return None if 2 * sum(encoded) > len(some) else side
+            if side > 0 and 3 * side * side == size and 2 * count > len(sizes):
+                some = [index for index, other in enumerate(sizes) if other == size][:9]
+                encoded = sum(self._begins_encoded(index) for index in some)
+                return None if 2 * encoded > len(some) else side
         return None
 
-    @staticmethod
-    def _begins_encoded(file: BinaryIO, value: Value) -> bool:
-        file.seek(value.offset)
-        return is_encoded(file.read(16))
+    def _begins_encoded(self, index: int) -> bool:
+        try:
+            return is_encoded(self._content(index)[:16])
+        except ValueError:
+            return False
 
 
 class _Tree:
@@ -168,17 +185,12 @@ class _Tree:
         if not flags & BIG_VALUE:
             if start + key_size + size > self.page_size:
                 raise ValueError(f"page {page} is damaged")
-            return Value(key, page * self.page_size + start + key_size, size)
+            return Value(key, page * self.page_size + start + key_size, size, 0)
         (number,) = struct.unpack_from("<Q", content, start + key_size)
-        header = self._bytes(number * self.page_size, PAGE_HEADER)
-        found, _, kind, pages = struct.unpack("<QHHI", header)
-        room = pages * self.page_size - PAGE_HEADER
-        if found != number or not kind & OVERFLOW or size > room:
-            raise ValueError(f"page {number} is damaged")
         offset = number * self.page_size + PAGE_HEADER
-        if offset + size > self.file_size:
-            raise ValueError(f"page {number} is cut short")
-        return Value(key, offset, size)
+        if number == 0 or offset + size > self.file_size:
+            raise ValueError(f"it is cut short: page {number} lies past its end")
+        return Value(key, offset, size, number)
 
     def _bytes(self, offset: int, size: int) -> bytes:
         if offset + size > self.file_size:

@@ -35,7 +35,7 @@ def identity(source: Source, length: int) -> str:
     """A hash of the first `length` pictures as they are stored, all of their bytes, in their order.
 
     Names, times and the place do not count: a copy is the same data set, an edited picture makes
-    another one. Reads the set once; a gigabyte takes about a second beside the disk's own time.
+    another one. Reads the set once.
     """
     from tqdm import tqdm
 

@@ -1,5 +1,6 @@
 """Where in a checkpoint a network's weights are: tensors only, never code."""
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,8 +15,8 @@ WRAPPERS = frozenset(
     ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 )
 
-# How keys of averaged weights are called.
-AVERAGED = ("ema", "averag", "shadow")
+# How keys of averaged weights are called: `ema`, `g_ema`, `ema_model`, `averaged`, `shadow`, ...
+AVERAGED = re.compile(r"(?<![a-z])ema|ema(?![a-z])|averag|shadow", re.IGNORECASE)
 
 # Of several networks that fit, which is meant where none is averaged.
 PREFERRED = ("state_dict", "netG_dict", "netD_dict", "model", "generator", "discriminator")
@@ -130,7 +131,7 @@ def _choose(found: list[Found]) -> Found:
     if len(found) == 1:
         return found[0]
     places = [one.place or "the top" for one in found]
-    averaged = [one for one in found if any(word in one.place.lower() for word in AVERAGED)]
+    averaged = [one for one in found if AVERAGED.search(one.place)]
     known = [one for key in ("", *PREFERRED) for one in found if one.place == key]
     if not averaged and not known:
         raise ValueError(
