@@ -60,10 +60,12 @@ def check_like(op: str, arg: str, x: Tensor, main: Tensor, main_arg: str = "x") 
 def promoted(*operands: Any) -> tuple[Any, ...]:
     """Under autocast, tensors of several dtypes in the widest, as PyTorch's own sums take them.
 
-    What is no tensor stays; so do all where autocast is off.
+    What is no tensor stays; so do all where autocast is off, as on the meta device.
     """
     main = operands[0]
-    if not isinstance(main, Tensor) or not torch.is_autocast_enabled(main.device.type):
+    if not isinstance(main, Tensor) or main.is_meta:
+        return operands
+    if not torch.is_autocast_enabled(main.device.type):
         return operands
     dtype = main.dtype
     for other in operands[1:]:

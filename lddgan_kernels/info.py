@@ -17,6 +17,7 @@ import torch
 from lddgan_kernels import _backend, _extension, ops
 from lddgan_kernels._bfloat16 import multiplies_bfloat16
 from lddgan_kernels._version import __version__
+from lddgan_kernels.trainer import command
 from lddgan_kernels.trainer.model_report import model_report
 
 
@@ -25,14 +26,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lddgan_kernels.info", description=__doc__)
     parser.add_argument("--model", metavar="PRESET", help="a preset, or a .toml configuration")
     model = parser.parse_args(arguments).model
-    try:
+
+    def work() -> None:
         lines = model_report(model) if model else [*_versions(), "", *_extension_lines()]
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 1
-    for line in lines if model else (*lines, "", *_table()):
-        print(line)
-    return 0
+        for line in lines if model else (*lines, "", *_table()):
+            print(line)
+
+    return command.run(work)
 
 
 def _versions() -> list[str]:
