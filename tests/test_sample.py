@@ -85,6 +85,27 @@ def test_other_weights_are_drawn_anew(tmp_path, published, drawn):
     assert not any(np.array_equal(before[name], after[name]) for name in before)
 
 
+def test_a_full_disk_is_named_and_loses_nothing(tmp_path, published, drawn, monkeypatch, capsys):
+    out = tmp_path / "out"
+    flags = [*published, "--seeds", "0-5", "--out", str(out)]
+    write = Image.Image.save
+
+    def full(self, path, *rest):
+        if path.name == ".3.png.tmp":
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        write(self, path, *rest)
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    assert sample.main(flags) == 1
+    assert "3.png could not be written: No space left on device" in capsys.readouterr().err
+    assert names(out) == ["0.png", "1.png", "2.png", "samples.json"]
+    monkeypatch.setattr(Image.Image, "save", write)
+    drawn.clear()
+    assert sample.main(flags) == 0
+    assert drawn == [3, 4, 5]
+
+
 def test_grids_and_earlier_samples_are_not_counted(tmp_path, published):
     out = tmp_path / "out"
     for seeds, count in (("0-7", 8), ("0-3", 4), ("6,9", 2)):

@@ -1,6 +1,8 @@
 """Images held in one uint8 array: `.npz` and `.npy`."""
 
+import math
 from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,21 @@ SHAPES = "(N, H, W), (N, H, W, C) or (N, C, H, W) with C = 1, 3 or 4"
 IN_NPZ = f"an .npz with uint8 `x` of shape {SHAPES}"
 IN_NPY = f"a .npy of uint8 {SHAPES}"
 COLOURS = (1, 3, 4)
+
+
+class Header(NamedTuple):
+    """What an array is."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    def is_one_each(self, count: int) -> bool:
+        """Whether it holds an integer for each of `count`."""
+        return self.dtype.kind in "iu" and math.prod(self.shape) == count
+
+
+class _Unfit(ValueError):
+    """The file is whole, but not of images."""
 
 
 class ArraySource:
@@ -41,27 +58,31 @@ def open_npz(path: Path) -> ArraySource:
 
     Integers `y`, one for each image in whatever shape, become the labels; any other `y` is ignored.
     """
+    labels = None
     try:
         with np.load(path, allow_pickle=False) as file:
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise ValueError("a single array; call it .npy")
             names = list(file.files)
+            headers = {name: _peek(file, name) for name in names}
             chosen = [str(name) for name in ("x", "arr_0") if name in names][:1]
             if not chosen:
-                chosen = [name for name in names if _is_images(_try(file, name))]
-            x = file[chosen[0]] if len(chosen) == 1 else None
-            y = _try(file, "y") if "y" in names else None
+                chosen = [name for name in names if _is_images(headers[name])]
+            x = None
+            if len(chosen) == 1:
+                _check(path, IN_NPZ, f"`{chosen[0]}` ", headers[chosen[0]])
+                x = file[chosen[0]]
+            y = headers.get("y")
+            if x is not None and y is not None and y.is_one_each(len(x)):
+                labels = torch.from_numpy(file["y"].reshape(-1).astype(np.int64))
+    except _Unfit:
+        raise
     except Exception as error:  # a damaged or hostile file may raise anything
         raise fail("open_images", "path", IN_NPZ, _said(path, error)) from None
     if x is None:
         held = ", ".join(names) or "nothing"
         raise fail("open_images", "path", IN_NPZ, f"{path}, which holds {held}")
-    labels = None
-    if y is not None and y.dtype.kind in "iu" and y.size == len(x):
-        labels = torch.from_numpy(y.reshape(-1).astype(np.int64))
-    return ArraySource(
-        readable(path.stem), _channels_last(path, IN_NPZ, f"`{chosen[0]}` ", x), labels
-    )
+    return ArraySource(readable(path.stem), _channels_last(x), labels)
 
 
 def open_npy(path: Path) -> ArraySource:
@@ -70,20 +91,27 @@ def open_npy(path: Path) -> ArraySource:
         x = np.load(path, mmap_mode="r", allow_pickle=False)
         if not isinstance(x, np.ndarray):
             raise ValueError("an archive; call it .npz")
+        _check(path, IN_NPY, "", Header(x.shape, x.dtype))
+    except _Unfit:
+        raise
     except Exception as error:  # a damaged or hostile file may raise anything
         raise fail("open_images", "path", IN_NPY, _said(path, error)) from None
-    return ArraySource(readable(path.stem), _channels_last(path, IN_NPY, "", x))
+    return ArraySource(readable(path.stem), _channels_last(x))
 
 
-def _channels_last(
-    path: Path, expected: str, what: str, x: npt.NDArray[np.uint8]
-) -> npt.NDArray[np.uint8]:
+def read_header(file: BinaryIO) -> Header:
+    """The header of a `.npy`, up to which the file is read."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_2_0
+    shape, _, dtype = (np.lib.format.read_array_header_1_0 if version == (1, 0) else read)(file)
+    return Header(shape, dtype)
+
+
+def _channels_last(x: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """The array as (N, H, W) or (N, H, W, C).
 
     Where C could be either the second or the last dimension, the images are square.
     """
-    if not _is_images(x):
-        raise fail("open_images", "path", expected, f"{path}, {what}{x.dtype} {x.shape}")
     if x.ndim == 3:
         return x
     last, second = x.shape[3] in COLOURS, x.shape[1] in COLOURS
@@ -92,18 +120,24 @@ def _channels_last(
     return x if last else x.transpose(0, 2, 3, 1)
 
 
-def _is_images(x: npt.NDArray[np.uint8] | None) -> bool:
-    if x is None or x.dtype != np.uint8 or x.ndim not in (3, 4):
+def _check(path: Path, expected: str, what: str, header: Header | None) -> None:
+    if not _is_images(header):
+        found = "no array" if header is None else f"{header.dtype} {header.shape}"
+        raise _Unfit(str(fail("open_images", "path", expected, f"{path}, {what}{found}")))
+
+
+def _is_images(header: Header | None) -> bool:
+    if header is None or header.dtype != np.uint8 or len(header.shape) not in (3, 4):
         return False
-    return x.ndim == 3 or x.shape[3] in COLOURS or x.shape[1] in COLOURS
+    return len(header.shape) == 3 or header.shape[3] in COLOURS or header.shape[1] in COLOURS
 
 
-def _try(file: "np.lib.npyio.NpzFile", name: str) -> npt.NDArray[np.uint8] | None:
-    """An array of the file; None where it cannot be read without running code."""
-    try:
-        return file[name]
-    except ValueError:
+def _peek(file: "np.lib.npyio.NpzFile", name: str) -> Header | None:
+    """What an array of the file is, without reading it; None for what is no array."""
+    if file.zip is None or f"{name}.npy" not in file.zip.namelist():
         return None
+    with file.zip.open(f"{name}.npy") as member:
+        return read_header(member)  # type: ignore[arg-type]
 
 
 def _said(path: Path, error: Exception) -> str:

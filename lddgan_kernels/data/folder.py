@@ -103,8 +103,12 @@ def write_listed(folder: Path, pictures: list[str], **facts: Any) -> None:
     """Notes in a folder which pictures in it are samples of one call, with `facts` about it."""
     content = {"made by": "lddgan_kernels.sample", **facts, "pictures": pictures}
     temporary = folder / f".{LISTED}.tmp"
-    temporary.write_text(json.dumps(content))
-    temporary.replace(folder / LISTED)
+    try:
+        temporary.write_text(json.dumps(content))
+        temporary.replace(folder / LISTED)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"{folder / LISTED} could not be written: {_reason(error)}") from error
 
 
 def _is_plain(name: object) -> bool:

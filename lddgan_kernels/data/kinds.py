@@ -17,7 +17,7 @@ SUFFIXES = frozenset(
         *(".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".tga", ".ico", ".qoi", ".psd", ".dds"),
         *(".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".pcx", ".sgi", ".jp2", ".j2k", ".jpf", ".jpx"),
         *(".j2c", ".jpc", ".avif", ".avifs", ".heic", ".heif", ".jxl", ".exr", ".hdr", ".dng"),
-        *(".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
+        *(".svg", ".jxr", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
     )
 )
 UNFINISHED = (".tmp", ".part", ".crdownload", "~")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lddgan_kernels._checks import fail
+from lddgan_kernels.data.arrays import read_header
 from lddgan_kernels.data.pickles import load_arrays
 from lddgan_kernels.metrics.frechet import check_statistics
 
@@ -47,10 +48,7 @@ def _read_npz(path: Path) -> tuple[Any, Any] | None:
 def _read_npy(path: Path) -> tuple[Any, Any] | None:
     """The dict of a `.npy`; None for one that holds an array."""
     with open(path, "rb") as file:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0
-        _, _, dtype = read(file) if version == (1, 0) else np.lib.format.read_array_header_2_0(file)
-        if not dtype.hasobject:
+        if not read_header(file).dtype.hasobject:
             return None
         content = load_arrays(file)
     held = content.item() if isinstance(content, np.ndarray) and content.size == 1 else content

@@ -42,11 +42,15 @@ def encode_dataset(
     """
     autoencoder.eval()
     fingerprint = weights_fingerprint(autoencoder)
+    cache = None
     if distributed.rank() == 0:
         batch = max(1, min(ENCODED_AT_ONCE, PIXELS_AT_ONCE // config.images.resolution**2))
-        create_cache(config, folder.latents, dataset, autoencoder, fingerprint, batch, check)
+        cache = create_cache(
+            config, folder.latents, dataset, autoencoder, fingerprint, batch, check
+        )
     distributed.wait()
-    cache = LatentCache.open(folder.latents, fingerprint)
+    if cache is None:
+        cache = LatentCache.open(folder.latents, fingerprint)
     if not cache.abs_max > 0:
         raise ValueError(f"encode: the largest |latent| must be positive, got {cache.abs_max}")
     autoencoder.latent_scale.fill_(cache.abs_max)

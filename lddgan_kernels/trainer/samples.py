@@ -1,5 +1,6 @@
 """A folder of samples, written as they are drawn; a call that was stopped goes on where it was."""
 
+import contextlib
 import hashlib
 import json
 import time
@@ -45,6 +46,8 @@ def write_samples(system: System, seeds: list[int], out: Path, batch_size: int) 
         write_listed(out, [name for name in names if name in there], call=_short(call))
 
     note()
+    if not left:
+        return 0
     noted = time.monotonic()
     with (
         StopRequest() as stop,
@@ -64,8 +67,11 @@ def write_samples(system: System, seeds: list[int], out: Path, batch_size: int) 
                         f"stopped after {len(there)} of {len(names)} samples in {out}",
                         "the same command goes on",
                     )
-        finally:
-            note()
+        except BaseException:
+            with contextlib.suppress(OSError):  # the disk may be full: that is the first error
+                note()
+            raise
+    note()
     return len(left)
 
 
