@@ -1,31 +1,27 @@
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/sum.h>
-#include <torch/csrc/autograd/custom_function.h>
 
 #include "node.h"
 #include "norm_common.h"
 
-namespace lddgan {
+namespace lddgan::ada_group_norm {
 namespace {
 
-at::Tensor empty_output(const AdaGroupNormArgs& a, const at::Tensor& x) {
+// The output and its statistics, which the CPU's kernels need not keep (then an empty tensor).
+template <typename Run>
+std::tuple<at::Tensor, at::Tensor> forward(const NormCall& n, bool keep_statistics,
+                                           const Run& run) {
+  NormArgs args = norm_args(n);
+  AdaGroupNormArgs& a = args.kernel;
   auto layout = a.channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
-  return allocate({a.samples, a.channels1 + a.channels2, x.size(2), x.size(3)}, x.options(),
-                  layout);
-}
-
-template <typename Launch>
-std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& x, const Optional& x2,
-                                           const Optional& bias, const at::Tensor& scale,
-                                           const at::Tensor& shift, int64_t num_groups, double eps,
-                                           bool silu, const Launch& run) {
-  AdaGroupNormArgs a = norm_args(x, x2, bias, scale, shift, num_groups, silu);
-  at::Tensor out = empty_output(a, x);
-  at::Tensor statistics = allocate({2, a.samples, a.groups}, x.options().dtype(at::kFloat));
+  at::Tensor out = allocate({a.samples, a.channels1 + a.channels2, n.x.size(2), n.x.size(3)},
+                            n.x.options(), layout);
+  at::Tensor statistics;
+  if (keep_statistics) {
+    statistics = allocate({2, a.samples, a.groups}, n.x.options().dtype(at::kFloat));
+    attach_statistics(a, statistics.mutable_data_ptr<float>());
+  }
   if (out.numel() == 0) return {out, statistics};
   a.out = out.mutable_data_ptr();
-  a.eps = float(eps);
-  attach_statistics(a, statistics.mutable_data_ptr<float>());
   run(a);
   return {out, statistics};
 }
@@ -43,20 +39,21 @@ at::Tensor total(const at::Tensor& per_sample, const at::Tensor& rows) {
 using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 // Gradients of x, x2, bias, scale, shift; empty tensors for an absent x2 or bias.
-template <typename Launch>
-Gradients backward(const at::Tensor& grad_out, const at::Tensor& x, const Optional& x2,
-                   const Optional& bias, const at::Tensor& scale, const at::Tensor& shift,
-                   const at::Tensor& statistics, int64_t num_groups, bool silu, const Launch& run) {
+template <typename Run>
+Gradients backward(const at::Tensor& grad_out, const NormCall& n, const at::Tensor& statistics,
+                   const Run& run) {
+  NormArgs args = norm_args(n);
   AdaGroupNormBackwardArgs b{};
-  AdaGroupNormArgs& a = b.forward = norm_args(x, x2, bias, scale, shift, num_groups, silu);
-  TORCH_CHECK(same_layout(x, grad_out) && grad_out.scalar_type() == x.scalar_type() &&
+  AdaGroupNormArgs& a = b.forward = args.kernel;
+  TORCH_CHECK(same_layout(n.x, grad_out) && grad_out.scalar_type() == n.x.scalar_type() &&
                   grad_out.numel() == a.samples * (a.channels1 + a.channels2) * a.pixels &&
                   statistics.numel() == 2 * a.samples * a.groups,
               "ada_group_norm: grad_out must match the output's layout, got ", grad_out.sizes());
-  auto none = [&] { return allocate({0}, x.options()); };
-  at::Tensor grad_x = allocate_like(x), grad_x2 = x2 ? allocate_like(*x2) : none();
-  at::Tensor grad_scale = empty_rows(scale, a.samples), grad_shift = empty_rows(shift, a.samples);
-  at::Tensor grad_bias = bias ? empty_rows(*bias, a.samples) : none();
+  auto none = [&] { return allocate({0}, n.x.options()); };
+  at::Tensor grad_x = allocate_like(n.x), grad_x2 = n.x2 ? allocate_like(*n.x2) : none();
+  at::Tensor grad_scale = empty_rows(n.scale, a.samples);
+  at::Tensor grad_shift = empty_rows(n.shift, a.samples);
+  at::Tensor grad_bias = n.bias ? empty_rows(*n.bias, a.samples) : none();
   if (grad_out.numel() == 0) {
     grad_scale.zero_();
     grad_shift.zero_();
@@ -65,170 +62,49 @@ Gradients backward(const at::Tensor& grad_out, const at::Tensor& x, const Option
     attach_statistics(a, statistics.mutable_data_ptr<float>());
     b.grad_out = grad_out.const_data_ptr();
     b.grad_x = grad_x.mutable_data_ptr();
-    b.grad_x2 = x2 ? grad_x2.mutable_data_ptr() : nullptr;
+    b.grad_x2 = n.x2 ? grad_x2.mutable_data_ptr() : nullptr;
     b.grad_scale = grad_scale.mutable_data_ptr();
     b.grad_shift = grad_shift.mutable_data_ptr();
-    b.grad_bias = bias ? grad_bias.mutable_data_ptr() : nullptr;
+    b.grad_bias = n.bias ? grad_bias.mutable_data_ptr() : nullptr;
     b.grad_scale_dtype = dtype_of(grad_scale);
     b.grad_shift_dtype = dtype_of(grad_shift);
     b.grad_bias_dtype = dtype_of(grad_bias);
     run(b);
   }
-  return {grad_x, grad_x2, grad_bias, total(grad_scale, scale), total(grad_shift, shift)};
+  return {grad_x, grad_x2, grad_bias, total(grad_scale, n.scale), total(grad_shift, n.shift)};
 }
 
-std::tuple<at::Tensor, at::Tensor> forward_cpu(const at::Tensor& x, const Optional& x2,
-                                               const Optional& bias, const at::Tensor& scale,
-                                               const at::Tensor& shift, int64_t num_groups,
-                                               double eps, bool silu, at::IntArrayRef,
-                                               const Optional&) {
-  return forward(x, x2, adjacent(bias), adjacent(scale), adjacent(shift), num_groups, eps, silu,
-                 cpu::ada_group_norm_forward);
+// The operators' functions out of those that take a NormCall.
+template <auto function>
+auto spelled(const at::Tensor& x, const Optional& x2, const Optional& bias, const at::Tensor& scale,
+             const at::Tensor& shift, int64_t num_groups, double eps, bool silu,
+             at::IntArrayRef plan, const Optional& moments) {
+  return function({x, x2, bias, scale, shift, num_groups, eps, silu, plan, moments});
 }
 
-Gradients backward_cpu(const at::Tensor& grad_out, const at::Tensor& x, const Optional& x2,
-                       const Optional& bias, const at::Tensor& scale, const at::Tensor& shift,
-                       const at::Tensor& statistics, int64_t num_groups, bool silu,
-                       at::IntArrayRef) {
-  return backward(grad_out, x, x2, adjacent(bias), adjacent(scale), adjacent(shift), statistics,
-                  num_groups, silu, cpu::ada_group_norm_backward);
+template <auto function>
+Gradients spelled_backward(const at::Tensor& grad_out, const at::Tensor& x, const Optional& x2,
+                           const Optional& bias, const at::Tensor& scale, const at::Tensor& shift,
+                           const at::Tensor& statistics, int64_t num_groups, bool silu,
+                           at::IntArrayRef plan) {
+  return function(grad_out, {x, x2, bias, scale, shift, num_groups, 0, silu, plan, kNone},
+                  statistics);
 }
 
-// The gradient is attached here and not in Python: a Python autograd.Function costs more than the
-// kernel on the small maps of the generator.
-using torch::autograd::AutogradContext;
-
-std::tuple<at::Tensor, at::Tensor> call_forward(const at::Tensor& x, const Optional& x2,
-                                                const Optional& bias, const at::Tensor& scale,
-                                                const at::Tensor& shift, int64_t num_groups,
-                                                double eps, bool silu, at::IntArrayRef plan,
-                                                const Optional& moments) {
-  static auto op = c10::Dispatcher::singleton()
-                       .findSchemaOrThrow(LDDGAN_NAMESPACE "::ada_group_norm_forward", "")
-                       .typed<decltype(forward_cpu)>();
-  return op.call(x, x2, bias, scale, shift, num_groups, eps, silu, plan, moments);
+at::Tensor on_cpu(const NormCall& n) {
+  return std::get<0>(forward(n, false, cpu::ada_group_norm_forward));
 }
 
-Gradients call_backward(const at::Tensor& grad_out, const at::Tensor& x, const Optional& x2,
-                        const Optional& bias, const at::Tensor& scale, const at::Tensor& shift,
-                        const at::Tensor& statistics, int64_t num_groups, bool silu,
-                        at::IntArrayRef plan) {
-  static auto op = c10::Dispatcher::singleton()
-                       .findSchemaOrThrow(LDDGAN_NAMESPACE "::ada_group_norm_backward", "")
-                       .typed<decltype(backward_cpu)>();
-  return op.call(grad_out, x, x2, bias, scale, shift, statistics, num_groups, silu, plan);
+std::tuple<at::Tensor, at::Tensor> forward_on_cpu(const NormCall& n) {
+  return forward(n, true, cpu::ada_group_norm_forward);
 }
 
-Optional optional(const at::Tensor& x) { return x.defined() ? Optional(x) : std::nullopt; }
-
-struct Backward : torch::autograd::Function<Backward> {
-  static variable_list forward(AutogradContext*, const at::Tensor& grad_out, const at::Tensor& x,
-                               const Optional& x2, const Optional& bias, const at::Tensor& scale,
-                               const at::Tensor& shift, const at::Tensor& statistics,
-                               int64_t num_groups, bool silu, at::IntArrayRef plan) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    auto [x_, x2_, bias_, scale_, shift_] =
-        call_backward(grad_out, x, x2, bias, scale, shift, statistics, num_groups, silu, plan);
-    return {x_, x2_, bias_, scale_, shift_};
-  }
-  static variable_list backward(AutogradContext*, const variable_list&) {
-    TORCH_CHECK(false,
-                "ada_group_norm: its gradient cannot be differentiated again on this backend; "
-                "use backend='reference'");
-  }
-};
-
-struct NormNode : torch::autograd::Node {
-  SavedVariable x, x2, bias, scale, shift, statistics;
-  int64_t num_groups;
-  bool silu;
-  std::vector<int64_t> plan;
-
-  std::string name() const override { return "AdaGroupNormBackward"; }
-  void release_variables() override {
-    std::lock_guard<std::mutex> lock(mutex_);
-    for (SavedVariable* saved : {&x, &x2, &bias, &scale, &shift, &statistics}) saved->reset_data();
-  }
-  variable_list apply(variable_list&& grads) override {
-    std::lock_guard<std::mutex> lock(mutex_);
-    if (!grads[0].defined()) return variable_list(5);
-    const at::Tensor x_ = x.unpack(), scale_ = scale.unpack(), shift_ = shift.unpack();
-    const Optional x2_ = optional(x2.unpack()), bias_ = optional(bias.unpack());
-    const at::Tensor statistics_ = statistics.unpack();
-    auto layout =
-        x_.is_contiguous() ? at::MemoryFormat::Contiguous : at::MemoryFormat::ChannelsLast;
-    const at::Tensor grad_out = grads[0].contiguous(layout);
-    if (at::GradMode::is_enabled()) {
-      grads = Backward::apply(grad_out, x_, x2_, bias_, scale_, shift_, statistics_, num_groups,
-                              silu, at::IntArrayRef(plan));
-    } else {
-      at::AutoDispatchBelowADInplaceOrView guard;
-      Gradients all = call_backward(grad_out, x_, x2_, bias_, scale_, shift_, statistics_,
-                                    num_groups, silu, plan);
-      grads.resize(5);
-      std::tie(grads[0], grads[1], grads[2], grads[3], grads[4]) = std::move(all);
-    }
-    if (!x2_) grads[1] = at::Tensor();
-    if (!bias_) grads[2] = at::Tensor();
-    return std::move(grads);
-  }
-};
-
-// Kept off the tape where nothing needs it: an autograd node costs as much as a small map.
-at::Tensor with_gradient(const at::Tensor& x, const Optional& x2, const Optional& bias,
-                         const at::Tensor& scale, const at::Tensor& shift, int64_t num_groups,
-                         double eps, bool silu, at::IntArrayRef plan, const Optional& moments) {
-  auto needs = [](const Optional& t) { return t && t->requires_grad(); };
-  if (at::GradMode::is_enabled() && (x.requires_grad() || scale.requires_grad() ||
-                                     shift.requires_grad() || needs(x2) || needs(bias))) {
-    auto node = make_node<NormNode>(x, x2, bias, scale, shift);
-    at::Tensor out, statistics;
-    {
-      at::AutoDispatchBelowADInplaceOrView guard;
-      std::tie(out, statistics) =
-          call_forward(x, x2, bias, scale, shift, num_groups, eps, silu, plan, moments);
-    }
-    node->x = SavedVariable(x, false);
-    node->x2 = SavedVariable(x2, false);
-    node->bias = SavedVariable(bias, false);
-    node->scale = SavedVariable(scale, false);
-    node->shift = SavedVariable(shift, false);
-    node->statistics = SavedVariable(statistics, false);
-    node->num_groups = num_groups;
-    node->silu = silu;
-    node->plan = plan.vec();
-    torch::autograd::set_history(out, node);
-    return out;
-  }
-  static auto op = c10::Dispatcher::singleton()
-                       .findSchemaOrThrow(LDDGAN_NAMESPACE "::ada_group_norm", "")
-                       .typed<decltype(with_gradient)>();
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return op.call(x, x2, bias, scale, shift, num_groups, eps, silu, plan, moments);
-}
-
-at::Tensor without_gradient_cpu(const at::Tensor& x, const Optional& x2, const Optional& bias,
-                                const at::Tensor& scale, const at::Tensor& shift,
-                                int64_t num_groups, double eps, bool silu, at::IntArrayRef,
-                                const Optional&) {
-  const at::Tensor scale_ = adjacent(scale), shift_ = adjacent(shift);
-  const Optional bias_ = adjacent(bias);
-  AdaGroupNormArgs a = norm_args(x, x2, bias_, scale_, shift_, num_groups, silu);
-  at::Tensor out = empty_output(a, x);
-  if (out.numel() == 0) return out;
-  a.out = out.mutable_data_ptr();
-  a.eps = float(eps);
-  cpu::ada_group_norm_forward(a);
-  return out;
+Gradients backward_on_cpu(const at::Tensor& grad_out, const NormCall& n,
+                          const at::Tensor& statistics) {
+  return backward(grad_out, n, statistics, cpu::ada_group_norm_backward);
 }
 
 #ifdef LDDGAN_CUDA
-at::Tensor without_gradient(const at::Tensor& x, const Optional& x2, const Optional& bias,
-                            const at::Tensor& scale, const at::Tensor& shift, int64_t num_groups,
-                            double eps, bool silu, at::IntArrayRef plan, const Optional& moments) {
-  return std::get<0>(call_forward(x, x2, bias, scale, shift, num_groups, eps, silu, plan, moments));
-}
-
 // `plan` is (onchip, groups, parts) of forward and of backward, from ops/_norm_plan.py. `workspace`
 // is made where a plan needs one, unless it holds given moments.
 AdaGroupNormPlan plan_of(at::IntArrayRef plan, size_t first, const AdaGroupNormArgs& a,
@@ -250,36 +126,89 @@ AdaGroupNormPlan plan_of(at::IntArrayRef plan, size_t first, const AdaGroupNormA
   return p;
 }
 
-std::tuple<at::Tensor, at::Tensor> forward_on_cuda(const at::Tensor& x, const Optional& x2,
-                                                   const Optional& bias, const at::Tensor& scale,
-                                                   const at::Tensor& shift, int64_t num_groups,
-                                                   double eps, bool silu, at::IntArrayRef plan,
-                                                   const Optional& moments) {
-  return forward(x, x2, adjacent(bias), adjacent(scale), adjacent(shift), num_groups, eps, silu,
-                 [&](const AdaGroupNormArgs& a) {
-                   at::Tensor workspace;
-                   if (moments) workspace = moments->contiguous();
-                   AdaGroupNormPlan p = plan_of(plan, 0, a, 2, x, workspace);
-                   auto run = moments ? ada_group_norm_apply_cuda : ada_group_norm_forward_cuda;
-                   launch([&](void* stream) { return run(a, p, stream); }, x);
-                 });
+std::tuple<at::Tensor, at::Tensor> forward_on_cuda(const NormCall& n) {
+  return forward(n, true, [&](const AdaGroupNormArgs& a) {
+    at::Tensor workspace;
+    if (n.moments) workspace = n.moments->contiguous();
+    AdaGroupNormPlan p = plan_of(n.plan, 0, a, 2, n.x, workspace);
+    auto run = n.moments ? ada_group_norm_apply_cuda : ada_group_norm_forward_cuda;
+    launch([&](void* stream) { return run(a, p, stream); }, n.x);
+  });
 }
 
-Gradients backward_on_cuda(const at::Tensor& grad_out, const at::Tensor& x, const Optional& x2,
-                           const Optional& bias, const at::Tensor& scale, const at::Tensor& shift,
-                           const at::Tensor& statistics, int64_t num_groups, bool silu,
-                           at::IntArrayRef plan) {
-  return backward(grad_out, x, x2, adjacent(bias), adjacent(scale), adjacent(shift), statistics,
-                  num_groups, silu, [&](const AdaGroupNormBackwardArgs& b) {
-                    const AdaGroupNormArgs& a = b.forward;
-                    int64_t per_group = 3 * (a.channels1 + a.channels2) / a.groups;
-                    at::Tensor workspace;
-                    AdaGroupNormPlan p = plan_of(plan, 3, a, per_group, x, workspace);
-                    launch([&](void* stream) { return ada_group_norm_backward_cuda(b, p, stream); },
-                           x);
-                  });
+at::Tensor on_cuda(const NormCall& n) { return std::get<0>(forward_on_cuda(n)); }
+
+Gradients backward_on_cuda(const at::Tensor& grad_out, const NormCall& n,
+                           const at::Tensor& statistics) {
+  return backward(grad_out, n, statistics, [&](const AdaGroupNormBackwardArgs& b) {
+    const AdaGroupNormArgs& a = b.forward;
+    const int64_t per_group = 3 * (a.channels1 + a.channels2) / a.groups;
+    at::Tensor workspace;
+    AdaGroupNormPlan p = plan_of(n.plan, 3, a, per_group, n.x, workspace);
+    launch([&](void* stream) { return ada_group_norm_backward_cuda(b, p, stream); }, n.x);
+  });
 }
 #endif
+
+// The gradient is attached here and not in Python: a Python autograd.Function costs more than the
+// kernel on the small maps of the generator.
+Optional optional(const at::Tensor& x) { return x.defined() ? Optional(x) : std::nullopt; }
+
+struct NormNode : Node {
+  SavedVariable x, x2, bias, scale, shift, statistics;
+  int64_t num_groups;
+  bool silu;
+  std::vector<int64_t> plan;
+
+  std::string name() const override { return "AdaGroupNormBackward"; }
+  void release_variables() override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (SavedVariable* saved : {&x, &x2, &bias, &scale, &shift, &statistics}) saved->reset_data();
+  }
+  variable_list apply(variable_list&& grads) override {
+    static auto op = find_op<decltype(spelled_backward<backward_on_cpu>)>(
+        LDDGAN_NAMESPACE "::ada_group_norm_backward");
+    std::lock_guard<std::mutex> lock(mutex_);
+    variable_list out(5);
+    if (!grads[0].defined()) return out;
+    const at::Tensor x_ = x.unpack(), scale_ = scale.unpack(), shift_ = shift.unpack();
+    const Optional x2_ = optional(x2.unpack()), bias_ = optional(bias.unpack());
+    auto layout =
+        x_.is_contiguous() ? at::MemoryFormat::Contiguous : at::MemoryFormat::ChannelsLast;
+    const at::Tensor grad_out = grads[0].contiguous(layout);
+    std::tie(out[0], out[1], out[2], out[3], out[4]) = below_autograd([&] {
+      return op.call(grad_out, x_, x2_, bias_, scale_, shift_, statistics.unpack(), num_groups,
+                     silu, plan);
+    });
+    if (!x2_) out[1] = at::Tensor();
+    if (!bias_) out[2] = at::Tensor();
+    first_order_only("ada_group_norm", out, grad_out, x_, x2_, bias_, scale_, shift_);
+    return out;
+  }
+};
+
+// Kept off the tape where nothing needs it: an autograd node costs as much as a small map.
+at::Tensor with_gradient(const NormCall& n) {
+  auto node = node_for<NormNode>(n.x, n.x2, n.bias, n.scale, n.shift);
+  if (!node) {
+    static auto op = find_op<NormOperator<at::Tensor>>(LDDGAN_NAMESPACE "::ada_group_norm");
+    return below_autograd([&] { return call(op, n); });
+  }
+  static auto op = find_op<NormOperator<std::tuple<at::Tensor, at::Tensor>>>(
+      LDDGAN_NAMESPACE "::ada_group_norm_forward");
+  auto [out, statistics] = below_autograd([&] { return call(op, n); });
+  node->x = SavedVariable(n.x, false);
+  node->x2 = SavedVariable(n.x2, false);
+  node->bias = SavedVariable(n.bias, false);
+  node->scale = SavedVariable(n.scale, false);
+  node->shift = SavedVariable(n.shift, false);
+  node->statistics = SavedVariable(statistics, false);
+  node->num_groups = n.num_groups;
+  node->silu = n.silu;
+  node->plan = n.plan.vec();
+  set_history(out, node);
+  return out;
+}
 
 TORCH_LIBRARY_FRAGMENT(lddgan, m) {
   m.def(
@@ -296,19 +225,19 @@ TORCH_LIBRARY_FRAGMENT(lddgan, m) {
       "Tensor scale, Tensor shift, Tensor statistics, int num_groups, bool silu, int[] plan=[]) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
-TORCH_LIBRARY_IMPL(lddgan, Autograd, m) { m.impl("ada_group_norm", with_gradient); }
+TORCH_LIBRARY_IMPL(lddgan, Autograd, m) { m.impl("ada_group_norm", spelled<with_gradient>); }
 TORCH_LIBRARY_IMPL(lddgan, CPU, m) {
-  m.impl("ada_group_norm", without_gradient_cpu);
-  m.impl("ada_group_norm_forward", forward_cpu);
-  m.impl("ada_group_norm_backward", backward_cpu);
+  m.impl("ada_group_norm", spelled<on_cpu>);
+  m.impl("ada_group_norm_forward", spelled<forward_on_cpu>);
+  m.impl("ada_group_norm_backward", spelled_backward<backward_on_cpu>);
 }
 #ifdef LDDGAN_CUDA
 TORCH_LIBRARY_IMPL(lddgan, CUDA, m) {
-  m.impl("ada_group_norm", without_gradient);
-  m.impl("ada_group_norm_forward", forward_on_cuda);
-  m.impl("ada_group_norm_backward", backward_on_cuda);
+  m.impl("ada_group_norm", spelled<on_cuda>);
+  m.impl("ada_group_norm_forward", spelled<forward_on_cuda>);
+  m.impl("ada_group_norm_backward", spelled_backward<backward_on_cuda>);
 }
 #endif
 
 }  // namespace
-}  // namespace lddgan
+}  // namespace lddgan::ada_group_norm

@@ -2,7 +2,7 @@
 
 #include "torch_common.h"
 
-namespace lddgan {
+namespace lddgan::bias_act {
 namespace {
 
 void check(const at::Tensor& x, const at::Tensor& bias) {
@@ -54,4 +54,4 @@ TORCH_LIBRARY_IMPL(lddgan, CPU, m) {
 }
 
 }  // namespace
-}  // namespace lddgan
+}  // namespace lddgan::bias_act

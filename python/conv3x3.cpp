@@ -2,7 +2,7 @@
 
 #include "torch_common.h"
 
-namespace lddgan {
+namespace lddgan::conv3x3 {
 namespace {
 
 // All float32; x and residual channels_last (ops/conv3x3.py sees to it).
@@ -75,4 +75,4 @@ TORCH_LIBRARY_IMPL(lddgan, CPU, m) {
 }
 
 }  // namespace
-}  // namespace lddgan
+}  // namespace lddgan::conv3x3

@@ -2,7 +2,7 @@
 
 #include "diffusion_common.h"
 
-namespace lddgan {
+namespace lddgan::diffuse_pair {
 namespace {
 
 using OptionalTensor = std::optional<at::Tensor>;
@@ -79,4 +79,4 @@ TORCH_LIBRARY_IMPL(lddgan, CUDA, m) { m.impl("diffuse_pair", diffuse_pair_on_cud
 #endif
 
 }  // namespace
-}  // namespace lddgan
+}  // namespace lddgan::diffuse_pair

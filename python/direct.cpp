@@ -9,7 +9,7 @@
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
 
-#include "torch_common.h"
+#include "norm_common.h"
 
 namespace lddgan {
 namespace {
@@ -51,8 +51,6 @@ int64_t word(PyObject* object) {
   int64_t value = PyLong_AsLongLongAndOverflow(object, &overflow);
   return overflow || value < 0 || value > UINT32_MAX ? -1 : value;
 }
-
-using Optional = std::optional<at::Tensor>;
 
 // (x0, x_next, t, coef1, coef2, log_variance, seeds, noise, stream, step)
 PyObject* posterior_sample(PyObject*, PyObject* const* args, Py_ssize_t count) {
@@ -166,9 +164,7 @@ const at::Tensor* rows(PyObject* object, const at::Tensor& x, int64_t channels, 
 // (x, scale, shift, num_groups, eps, silu, bias)
 PyObject* ada_group_norm(PyObject*, PyObject* const* args, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  static auto op = find_op<at::Tensor(const at::Tensor&, const Optional&, const Optional&,
-                                      const at::Tensor&, const at::Tensor&, int64_t, double, bool,
-                                      at::IntArrayRef, const Optional&)>("lddgan::ada_group_norm");
+  static auto op = find_op<NormOperator<at::Tensor>>("lddgan::ada_group_norm");
   const at::Tensor* x = count == 7 ? image(args[0]) : nullptr;
   if (!x) Py_RETURN_NONE;
   const int64_t channels = x->size(1), groups = word(args[3]);
@@ -183,8 +179,16 @@ PyObject* ada_group_norm(PyObject*, PyObject* const* args, Py_ssize_t count) {
   at::Tensor out;
   {
     pybind11::gil_scoped_release release;
-    out = op.call(*x, std::nullopt, bias ? Optional(*bias) : std::nullopt, *scale, *shift, groups,
-                  eps, args[5] == Py_True, {}, std::nullopt);
+    out = call(op, {*x,
+                    kNone,
+                    bias ? Optional(*bias) : std::nullopt,
+                    *scale,
+                    *shift,
+                    groups,
+                    eps,
+                    args[5] == Py_True,
+                    {},
+                    kNone});
   }
   return THPVariable_Wrap(std::move(out));
   END_HANDLE_TH_ERRORS

@@ -1,8 +1,8 @@
 #include "lddgan/haar.h"
 
-#include "torch_common.h"
+#include "node.h"
 
-namespace lddgan {
+namespace lddgan::haar {
 namespace {
 
 // `in` is dense; dwt (N, C, 2H, 2W) -> (N, 4C, H, W), idwt the other way.
@@ -38,9 +38,43 @@ at::Tensor idwt_cpu(const at::Tensor& y, double scale) {
   return out;
 }
 
+template <bool inverse>
+at::Tensor call(const at::Tensor& x, double scale) {
+  static auto op = find_op<at::Tensor(const at::Tensor&, double)>(
+      inverse ? LDDGAN_NAMESPACE "::haar_idwt2d" : LDDGAN_NAMESPACE "::haar_dwt2d");
+  return op.call(x, scale);
+}
+
+// The transform is orthogonal: the gradient of each is the other. Called by way of autograd, so
+// that it has a gradient itself.
+template <bool inverse>
+struct HaarNode : Node {
+  double scale;
+  std::string name() const override { return inverse ? "HaarIdwtBackward" : "HaarDwtBackward"; }
+  variable_list apply(variable_list&& grads) override {
+    if (grads[0].defined()) grads[0] = call<!inverse>(dense(grads[0]), scale);
+    return std::move(grads);
+  }
+};
+
+template <bool inverse>
+at::Tensor with_gradient(const at::Tensor& x, double scale) {
+  auto node = node_for<HaarNode<inverse>>(x);
+  at::Tensor out = below_autograd([&] { return call<inverse>(x, scale); });
+  if (node) {
+    node->scale = scale;
+    set_history(out, node);
+  }
+  return out;
+}
+
 TORCH_LIBRARY_FRAGMENT(lddgan, m) {
   m.def("haar_dwt2d(Tensor x, float scale) -> Tensor");
   m.def("haar_idwt2d(Tensor y, float scale) -> Tensor");
+}
+TORCH_LIBRARY_IMPL(lddgan, Autograd, m) {
+  m.impl("haar_dwt2d", with_gradient<false>);
+  m.impl("haar_idwt2d", with_gradient<true>);
 }
 TORCH_LIBRARY_IMPL(lddgan, CPU, m) {
   m.impl("haar_dwt2d", dwt_cpu);
@@ -67,4 +101,4 @@ TORCH_LIBRARY_IMPL(lddgan, CUDA, m) {
 #endif
 
 }  // namespace
-}  // namespace lddgan
+}  // namespace lddgan::haar

@@ -2,7 +2,7 @@
 
 #include "torch_common.h"
 
-namespace lddgan {
+namespace lddgan::minibatch_stddev {
 namespace {
 
 at::MemoryFormat layout_of(const at::Tensor& x) {
@@ -66,4 +66,4 @@ TORCH_LIBRARY_IMPL(lddgan, CPU, m) {
 }
 
 }  // namespace
-}  // namespace lddgan
+}  // namespace lddgan::minibatch_stddev

@@ -2,7 +2,7 @@
 
 #include "torch_common.h"
 
-namespace lddgan {
+namespace lddgan::nearest_code {
 namespace {
 
 // z is dense, codebook (K, D) of any float dtype (ops/nearest_code.py sees to it).
@@ -29,4 +29,4 @@ TORCH_LIBRARY_FRAGMENT(lddgan, m) {
 TORCH_LIBRARY_IMPL(lddgan, CPU, m) { m.impl("nearest_code", nearest_code_cpu); }
 
 }  // namespace
-}  // namespace lddgan
+}  // namespace lddgan::nearest_code

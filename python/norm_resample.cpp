@@ -2,19 +2,18 @@
 
 #include "norm_common.h"
 
-namespace lddgan {
+namespace lddgan::norm_resample {
 namespace {
 
 using Results = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
 // Images are channels_last (ops/norm_resample.py sees to it); the shortcut is x without `skip`.
-template <typename Launch>
-Results forward(const at::Tensor& x, const Optional& skip, const at::Tensor& scale,
-                const at::Tensor& shift, int64_t num_groups, double eps, bool silu, bool up,
-                const Launch& run) {
+template <typename Run>
+Results resample(const NormCall& n, const Optional& skip, bool up, const Run& run) {
+  NormArgs args = norm_args(n);
   NormResampleArgs a{};
-  const at::Tensor scale_ = adjacent(scale), shift_ = adjacent(shift), &source = skip ? *skip : x;
-  a.norm = norm_args(x, std::nullopt, std::nullopt, scale_, shift_, num_groups, silu);
+  a.norm = args.kernel;
+  const at::Tensor &x = n.x, &source = skip ? *skip : x;
   TORCH_CHECK(a.norm.channels_last, "norm_resample: x must be channels_last");
   TORCH_CHECK(source.is_contiguous(at::MemoryFormat::ChannelsLast) &&
                   source.scalar_type() == x.scalar_type() && source.size(0) == x.size(0) &&
@@ -30,9 +29,9 @@ Results forward(const at::Tensor& x, const Optional& skip, const at::Tensor& sca
                     x.options(), at::MemoryFormat::ChannelsLast);
   };
   at::Tensor h = make(x.size(1)), skip_out = make(a.skip_channels);
-  at::Tensor statistics = allocate({2, a.norm.samples, num_groups}, x.options().dtype(at::kFloat));
+  at::Tensor statistics =
+      allocate({2, a.norm.samples, a.norm.groups}, x.options().dtype(at::kFloat));
   a.norm.out = h.mutable_data_ptr();
-  a.norm.eps = float(eps);
   a.skip_out = skip_out.mutable_data_ptr();
   attach_statistics(a.norm, statistics.mutable_data_ptr<float>());
   if (h.numel() != 0) run(a);
@@ -41,9 +40,10 @@ Results forward(const at::Tensor& x, const Optional& skip, const at::Tensor& sca
 
 Results norm_resample_cpu(const at::Tensor& x, const Optional& skip, const at::Tensor& scale,
                           const at::Tensor& shift, int64_t num_groups, double eps, bool silu,
-                          bool up, const Optional&) {
+                          bool up, const Optional& moments) {
   TORCH_CHECK(!up, "norm_resample: going up has no kernel of its own on the CPU");
-  return forward(x, skip, scale, shift, num_groups, eps, silu, up, cpu::norm_resample);
+  return resample({x, kNone, kNone, scale, shift, num_groups, eps, silu, {}, moments}, skip, up,
+                  cpu::norm_resample);
 }
 
 #ifdef LDDGAN_CUDA
@@ -76,12 +76,14 @@ Results norm_resample_on_cuda(const at::Tensor& x, const Optional& skip, const a
                   moments->dim() == 4 && moments->size(0) == x.size(0) &&
                   moments->size(1) == num_groups && moments->size(3) == 2,
               "norm_resample: moments must be float32 of shape (N, num_groups, parts, 2)");
-  return forward(x, skip, scale, shift, num_groups, eps, silu, up, [&](const NormResampleArgs& a) {
+  auto run = [&](const NormResampleArgs& a) {
     const float* partial = moments->const_data_ptr<float>();
     launch(
         [&](void* stream) { return norm_resample_cuda(a, partial, int(moments->size(2)), stream); },
         x);
-  });
+  };
+  return resample({x, kNone, kNone, scale, shift, num_groups, eps, silu, {}, moments}, skip, up,
+                  run);
 }
 #endif
 
@@ -101,4 +103,4 @@ TORCH_LIBRARY_IMPL(lddgan, CUDA, m) {
 #endif
 
 }  // namespace
-}  // namespace lddgan
+}  // namespace lddgan::norm_resample

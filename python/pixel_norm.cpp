@@ -2,7 +2,7 @@
 
 #include "torch_common.h"
 
-namespace lddgan {
+namespace lddgan::pixel_norm {
 namespace {
 
 void check(const at::Tensor& z) {
@@ -37,4 +37,4 @@ TORCH_LIBRARY_IMPL(lddgan, CPU, m) {
 }
 
 }  // namespace
-}  // namespace lddgan
+}  // namespace lddgan::pixel_norm

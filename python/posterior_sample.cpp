@@ -2,11 +2,11 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/index_select.h>
-#include <torch/csrc/autograd/custom_function.h>
 
 #include "diffusion_common.h"
+#include "node.h"
 
-namespace lddgan {
+namespace lddgan::posterior_sample {
 namespace {
 
 using OptionalTensor = std::optional<at::Tensor>;
@@ -79,42 +79,39 @@ std::tuple<at::Tensor, at::Tensor> posterior_sample_backward_cpu(const at::Tenso
 
 // The gradient is attached here and not in Python: a Python autograd.Function costs more than the
 // kernel on small batches.
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
-
 at::Tensor call_forward(const at::Tensor& x0, const at::Tensor& x_next, const at::Tensor& t,
                         const at::Tensor& coef1, const at::Tensor& coef2,
                         const at::Tensor& log_variance, const OptionalTensor& seeds,
                         const OptionalTensor& noise, int64_t stream, int64_t step) {
   static auto op = find_op<decltype(posterior_sample_cpu)>(LDDGAN_NAMESPACE "::posterior_sample");
-  at::AutoDispatchBelowADInplaceOrView guard;
   return op.call(x0, x_next, t, coef1, coef2, log_variance, seeds, noise, stream, step);
 }
 
-struct Draw : torch::autograd::Function<Draw> {
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& x0,
-                            const at::Tensor& x_next, const at::Tensor& t, const at::Tensor& coef1,
-                            const at::Tensor& coef2, const at::Tensor& log_variance,
-                            const OptionalTensor& seeds, const OptionalTensor& noise,
-                            int64_t stream, int64_t step) {
-    context->save_for_backward({t, coef1, coef2});
-    return call_forward(x0, x_next, t, coef1, coef2, log_variance, seeds, noise, stream, step);
+struct DrawNode : Node {
+  SavedVariable t, coef1, coef2;
+
+  std::string name() const override { return "PosteriorSampleBackward"; }
+  void release_variables() override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (SavedVariable* saved : {&t, &coef1, &coef2}) saved->reset_data();
   }
-  static variable_list backward(AutogradContext* context, const variable_list& grads) {
-    auto saved = context->get_saved_variables();
-    const at::Tensor &grad = grads[0], &t = saved[0], &coef1 = saved[1], &coef2 = saved[2];
-    variable_list out(10);             // of x0 and x_next alone
+  variable_list apply(variable_list&& grads) override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    variable_list out(2);
+    const at::Tensor& grad = grads[0];
+    if (!grad.defined()) return out;
+    const at::Tensor t_ = t.unpack(), coef1_ = coef1.unpack(), coef2_ = coef2.unpack();
     if (at::GradMode::is_enabled()) {  // to be differentiated again, which the plain form can be
       auto times = [&](const at::Tensor& table) {
-        return (table.index_select(0, t).view({-1, 1, 1, 1}) * grad).to(grad.scalar_type());
+        return (table.index_select(0, t_).view({-1, 1, 1, 1}) * grad).to(grad.scalar_type());
       };
-      out[0] = times(coef1);
-      out[1] = times(coef2);
+      out[0] = times(coef1_);
+      out[1] = times(coef2_);
     } else {
       static auto op = find_op<decltype(posterior_sample_backward_cpu)>(
           LDDGAN_NAMESPACE "::posterior_sample_backward");
-      at::AutoDispatchBelowADInplaceOrView guard;
-      std::tie(out[0], out[1]) = op.call(dense(grad), t, coef1, coef2);
+      std::tie(out[0], out[1]) =
+          below_autograd([&] { return op.call(dense(grad), t_, coef1_, coef2_); });
     }
     return out;
   }
@@ -124,10 +121,17 @@ at::Tensor with_gradient(const at::Tensor& x0, const at::Tensor& x_next, const a
                          const at::Tensor& coef1, const at::Tensor& coef2,
                          const at::Tensor& log_variance, const OptionalTensor& seeds,
                          const OptionalTensor& noise, int64_t stream, int64_t step) {
-  if (wants_gradient(x0, x_next)) {
-    return Draw::apply(x0, x_next, t, coef1, coef2, log_variance, seeds, noise, stream, step);
+  auto node = node_for<DrawNode>(x0, x_next);
+  at::Tensor out = below_autograd([&] {
+    return call_forward(x0, x_next, t, coef1, coef2, log_variance, seeds, noise, stream, step);
+  });
+  if (node) {
+    node->t = SavedVariable(t, false);
+    node->coef1 = SavedVariable(coef1, false);
+    node->coef2 = SavedVariable(coef2, false);
+    set_history(out, node);
   }
-  return call_forward(x0, x_next, t, coef1, coef2, log_variance, seeds, noise, stream, step);
+  return out;
 }
 
 TORCH_LIBRARY_FRAGMENT(lddgan, m) {
@@ -172,4 +176,4 @@ TORCH_LIBRARY_IMPL(lddgan, CUDA, m) {
 #endif
 
 }  // namespace
-}  // namespace lddgan
+}  // namespace lddgan::posterior_sample

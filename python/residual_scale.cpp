@@ -2,7 +2,7 @@
 
 #include "torch_common.h"
 
-namespace lddgan {
+namespace lddgan::residual_scale {
 namespace {
 
 using Optional = std::optional<at::Tensor>;
@@ -95,4 +95,4 @@ TORCH_LIBRARY_IMPL(lddgan, CUDA, m) {
 #endif
 
 }  // namespace
-}  // namespace lddgan
+}  // namespace lddgan::residual_scale

@@ -2,6 +2,7 @@
 #include <ATen/Parallel.h>
 
 #include <cstdlib>
+#include <stdexcept>
 #include <string>
 
 #include "cpu/parallel.h"
@@ -19,6 +20,8 @@ void parallel_ranges(int64_t count, int64_t grain, RangeBody body, const void* c
 
 int num_threads() { return at::in_parallel_region() ? 1 : at::get_num_threads(); }
 
+static constexpr const char* kIsaNames[] = {"baseline", "avx2", "avx512", "avx512bf16"};
+
 static Isa detect() {
   Isa best = Isa::kBaseline;
 #if defined(LDDGAN_X86)
@@ -33,11 +36,15 @@ static Isa detect() {
   }
 #endif
   const char* name = std::getenv("LDDGAN_CPU_ISA");
-  std::string wanted = name ? name : "";
-  if (wanted == "baseline") return Isa::kBaseline;
-  if (wanted == "avx2" && best >= Isa::kAvx2) return Isa::kAvx2;
-  if (wanted == "avx512" && best >= Isa::kAvx512) return Isa::kAvx512;
-  return best;
+  const std::string wanted = name ? name : "";
+  if (wanted.empty()) return best;
+  std::string names;
+  for (int isa = 0; isa <= int(best); ++isa) {
+    if (wanted == kIsaNames[isa]) return Isa(isa);
+    names += (isa ? ", " : "") + std::string(kIsaNames[isa]);
+  }
+  throw std::invalid_argument("LDDGAN_CPU_ISA must be one of " + names +
+                              " (what this processor has), got '" + wanted + "'");
 }
 
 Isa cpu_isa() {
@@ -45,17 +52,6 @@ Isa cpu_isa() {
   return isa;
 }
 
-const char* cpu_isa_name() {
-  switch (cpu_isa()) {
-    case Isa::kAvx512Bf16:
-      return "avx512bf16";
-    case Isa::kAvx512:
-      return "avx512";
-    case Isa::kAvx2:
-      return "avx2";
-    default:
-      return "baseline";
-  }
-}
+const char* cpu_isa_name() { return kIsaNames[int(cpu_isa())]; }
 
 }  // namespace lddgan

@@ -2,7 +2,7 @@
 
 #include "torch_common.h"
 
-namespace lddgan {
+namespace lddgan::seeded_normal {
 namespace {
 
 // seeds: (N,) int64; shape: (N, ...) of the result (ops/seeded_normal.py sees to it).
@@ -55,4 +55,4 @@ TORCH_LIBRARY_IMPL(lddgan, CUDA, m) { m.impl("seeded_normal", seeded_normal_on_c
 #endif
 
 }  // namespace
-}  // namespace lddgan
+}  // namespace lddgan::seeded_normal

@@ -1,10 +1,8 @@
 #include "lddgan/upfirdn2d.h"
 
-#include <torch/csrc/autograd/custom_function.h>
+#include "node.h"
 
-#include "torch_common.h"
-
-namespace lddgan {
+namespace lddgan::upfirdn2d {
 namespace {
 
 // x is dense, taps float32 and contiguous, pad (left, right, top, bottom).
@@ -56,44 +54,54 @@ at::Tensor upfirdn2d_cpu(const at::Tensor& x, const at::Tensor& taps, int64_t up
 
 // The gradient is attached here and not in Python: a Python autograd.Function costs more than the
 // kernel on small maps. Sizes and pads are symbolic under torch.compile.
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
-
 at::Tensor call(const at::Tensor& x, const at::Tensor& taps, int64_t up, int64_t down,
                 c10::SymIntArrayRef pad, bool reversed) {
   static auto op = find_op<decltype(call)>(LDDGAN_NAMESPACE "::upfirdn2d");
   return op.call(x, taps, up, down, pad, reversed);
 }
 
-struct Resample : torch::autograd::Function<Resample> {
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& taps,
-                            int64_t up, int64_t down, c10::SymIntArrayRef pad, bool reversed) {
-    context->save_for_backward({taps});
-    context->saved_data["geometry"] = c10::SymIntArrayRef(
-        std::vector<c10::SymInt>{x.sym_size(2), x.sym_size(3), pad[0], pad[2], up, down, reversed});
-    at::AutoDispatchBelowADInplaceOrView guard;
-    return call(x, taps, up, down, pad, reversed);
+struct UpfirdnNode : Node {
+  SavedVariable taps;
+  c10::SymInt height, width, left, top;
+  int64_t up, down;
+  bool reversed;
+
+  std::string name() const override { return "UpfirdnBackward"; }
+  void release_variables() override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    taps.reset_data();
   }
   // The adjoint: up and down swapped, the taps the other way round, and the pads that make its
   // result as large as x. By way of autograd, so that it has a gradient itself.
-  static variable_list backward(AutogradContext* context, const variable_list& grads) {
-    at::Tensor taps = context->get_saved_variables()[0], grad = dense(grads[0]);
-    auto geometry = context->saved_data["geometry"].toSymIntVector();
-    const auto &h = geometry[0], &w = geometry[1], &left = geometry[2], &top = geometry[3];
-    int64_t up = geometry[4].expect_int(), down = geometry[5].expect_int();
-    c10::SymInt pad[] = {taps.size(-1) - 1 - left, w * up - grad.sym_size(3) * down + left - up + 1,
-                         taps.size(0) - 1 - top, h * up - grad.sym_size(2) * down + top - up + 1};
-    variable_list out(6);
-    out[0] = call(grad, taps, down, up, pad, !geometry[6].expect_int());
+  variable_list apply(variable_list&& grads) override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    variable_list out(1);
+    if (!grads[0].defined()) return out;
+    const at::Tensor taps_ = taps.unpack(), grad = dense(grads[0]);
+    c10::SymInt pad[] = {
+        taps_.size(-1) - 1 - left, width * up - grad.sym_size(3) * down + left - up + 1,
+        taps_.size(0) - 1 - top, height * up - grad.sym_size(2) * down + top - up + 1};
+    out[0] = call(grad, taps_, down, up, pad, !reversed);
     return out;
   }
 };
 
 at::Tensor with_gradient(const at::Tensor& x, const at::Tensor& taps, int64_t up, int64_t down,
                          c10::SymIntArrayRef pad, bool reversed) {
-  if (wants_gradient(x)) return Resample::apply(x, taps, up, down, pad, reversed);
-  at::AutoDispatchBelowADInplaceOrView guard;
-  return call(x, taps, up, down, pad, reversed);
+  auto node = node_for<UpfirdnNode>(x);
+  at::Tensor out = below_autograd([&] { return call(x, taps, up, down, pad, reversed); });
+  if (node) {
+    node->taps = SavedVariable(taps, false);
+    node->height = x.sym_size(2);
+    node->width = x.sym_size(3);
+    node->left = pad[0];
+    node->top = pad[2];
+    node->up = up;
+    node->down = down;
+    node->reversed = reversed;
+    set_history(out, node);
+  }
+  return out;
 }
 
 TORCH_LIBRARY_FRAGMENT(lddgan, m) {
@@ -114,4 +122,4 @@ TORCH_LIBRARY_IMPL(lddgan, CUDA, m) { m.impl("upfirdn2d", upfirdn2d_on_cuda); }
 #endif
 
 }  // namespace
-}  // namespace lddgan
+}  // namespace lddgan::upfirdn2d

@@ -207,27 +207,33 @@ void second_pass(const AdaGroupNormBackwardArgs& b, const Item& item, int64_t ti
       }
     });
   }
+  if (kStream) stream_fence();
 }
 
-template <typename T, bool kSilu, bool kBias, bool kStream, bool kKeep>
-void backward_items(const AdaGroupNormBackwardArgs& b, int64_t block, const Tiles& tiles,
-                    int64_t begin, int64_t end) {
+// The passes in the code that suits the call, and what is made of them is compiled once.
+struct Passes {
+  void (*first)(const AdaGroupNormBackwardArgs&, const Item&, int64_t tile);
+  void (*second)(const AdaGroupNormBackwardArgs&, const Item&, int64_t tile);
+  bool keep_beside;  // v, in a place of its own
+};
+
+void backward_items(const AdaGroupNormBackwardArgs& b, const Passes& passes, int64_t block,
+                    const Tiles& tiles, int64_t begin, int64_t end) {
   const AdaGroupNormArgs& a = b.forward;
   const int64_t channels = a.channels1 + a.channels2, pixels = a.pixels;
   const int64_t size = channels / a.groups, blocks = (channels + block - 1) / block;
-  constexpr bool keeps = kKeep && !kInPlace<T, kStream>;
   Item item;
   item.width = (block + kWidth - 1) / kWidth * kWidth;
   Workspace workspace(9 * Workspace::padded(block) +
                       2 * Workspace::padded(tiles.count * item.width) +
-                      (keeps ? Workspace::padded(pixels * item.width) : 0));
+                      (passes.keep_beside ? Workspace::padded(pixels * item.width) : 0));
   float** const rows[] = {&item.scale,     &item.shift,      &item.q,
                           &item.gain,      &item.grad_scale, &item.grad_shift,
                           &item.grad_bias, &item.mean1,      &item.mean2};
   for (float** row : rows) *row = workspace.take(block);
   item.sums_v = workspace.take(tiles.count * item.width);
   item.sums_vd = workspace.take(tiles.count * item.width);
-  item.kept = keeps ? workspace.take(pixels * item.width) : nullptr;
+  item.kept = passes.keep_beside ? workspace.take(pixels * item.width) : nullptr;
   for (int64_t index = begin; index < end; ++index) {
     const int64_t n = index / blocks, first = index % blocks * block;
     const int64_t count = first + block < channels ? block : channels - first;
@@ -242,7 +248,7 @@ void backward_items(const AdaGroupNormBackwardArgs& b, int64_t block, const Tile
       item.gain[i] = item.scale[i] * a.rstd[group];
     }
     tiles.run([&](int64_t from, int64_t to) {
-      for (int64_t t = from; t < to; ++t) first_pass<T, kSilu, kStream, kKeep>(b, item, t);
+      for (int64_t t = from; t < to; ++t) passes.first(b, item, t);
     });
     add_rows(item.sums_v, tiles.count, item.width, item.grad_shift);
     add_rows(item.sums_vd, tiles.count, item.width, item.grad_scale);
@@ -262,14 +268,11 @@ void backward_items(const AdaGroupNormBackwardArgs& b, int64_t block, const Tile
     }
     tiles.run([&](int64_t from, int64_t to) {
       // Backwards: the last tiles of the first pass are still in the cache.
-      for (int64_t t = to - 1; t >= from; --t) {
-        second_pass<T, kSilu, kBias, kStream, kKeep>(b, item, t);
-      }
-      if (kStream) stream_fence();
+      for (int64_t t = to - 1; t >= from; --t) passes.second(b, item, t);
     });
     write_row(item.grad_scale, count, b.grad_scale, b.grad_scale_dtype, n * channels + first);
     write_row(item.grad_shift, count, b.grad_shift, b.grad_shift_dtype, n * channels + first);
-    if (kBias && first < a.channels1) {
+    if (b.grad_bias != nullptr && first < a.channels1) {
       add_rows(item.sums_v, tiles.count, item.width, item.grad_bias);
       const int64_t biased = item.parts[0].count;
       write_row(item.grad_bias, biased, b.grad_bias, b.grad_bias_dtype, n * a.channels1 + first);
@@ -280,10 +283,18 @@ void backward_items(const AdaGroupNormBackwardArgs& b, int64_t block, const Tile
 template <typename T, bool kSilu, bool kBias, bool kStream>
 void backward(const AdaGroupNormBackwardArgs& b) {
   const AdaGroupNormArgs& a = b.forward;
-  const bool small = (a.channels1 + a.channels2) * a.pixels <= kSmall;
+  constexpr bool kBeside = !kInPlace<T, kStream>;
+  // What a pass does not depend on is false in its name, so that there are fewer.
+  const Passes keeping{first_pass < T,
+                       kSilu,
+                       kStream && sizeof(T) == 4,
+                       true >
+                       , second_pass<T, false, kBias, kStream, true>, kBeside};
+  const Passes again{first_pass<T, kSilu, false, false>,
+                     second_pass<T, kSilu, kBias, kStream, false>, false};
+  const Passes& passes = (a.channels1 + a.channels2) * a.pixels <= kSmall ? keeping : again;
   for_items(a, sizeof(T), [&](int64_t block, const Tiles& tiles, int64_t begin, int64_t end) {
-    small ? backward_items<T, kSilu, kBias, kStream, true>(b, block, tiles, begin, end)
-          : backward_items<T, kSilu, kBias, kStream, false>(b, block, tiles, begin, end);
+    backward_items(b, passes, block, tiles, begin, end);
   });
 }
 

@@ -43,9 +43,9 @@ def haar_dwt2d(x: Tensor, scale: float = 1.0, *, backend: str | None = None) -> 
     chosen = select("haar_dwt2d", x, backend, KERNELS)
     if chosen == "reference":
         return haar_dwt2d_reference(x, scale)
-    if torch.is_grad_enabled() and x.requires_grad:
-        return _HaarDwt2d.apply(x, scale, chosen)
-    return _dwt(x, scale, chosen)
+    if chosen == "triton":
+        return _Triton.apply(x, scale, False)
+    return torch.ops.lddgan.haar_dwt2d.default(dense(x), scale)  # gradient: python/haar.cpp
 
 
 def haar_idwt2d(y: Tensor, scale: float = 1.0, *, backend: str | None = None) -> Tensor:
@@ -70,9 +70,9 @@ def haar_idwt2d(y: Tensor, scale: float = 1.0, *, backend: str | None = None) ->
     chosen = select("haar_idwt2d", y, backend, KERNELS)
     if chosen == "reference":
         return haar_idwt2d_reference(y, scale)
-    if torch.is_grad_enabled() and y.requires_grad:
-        return _HaarIdwt2d.apply(y, scale, chosen)
-    return _idwt(y, scale, chosen)
+    if chosen == "triton":
+        return _Triton.apply(y, scale, True)
+    return torch.ops.lddgan.haar_idwt2d.default(dense(y), scale)
 
 
 def haar_dwt2d_reference(x: Tensor, scale: float = 1.0) -> Tensor:
@@ -94,42 +94,17 @@ def haar_idwt2d_reference(y: Tensor, scale: float = 1.0) -> Tensor:
     return like_layout(out, memory_format(y))
 
 
-class _HaarDwt2d(torch.autograd.Function):
+class _Triton(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: float, backend: str) -> Tensor:
-        ctx.scale, ctx.backend = scale, backend
-        return _dwt(x, scale, backend)
+    def forward(ctx: Any, x: Tensor, scale: float, inverse: bool) -> Tensor:
+        from lddgan_kernels.triton import haar as kernel
+
+        ctx.scale, ctx.inverse = scale, inverse
+        return (kernel.idwt if inverse else kernel.dwt)(dense(x), scale)
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        return haar_idwt2d(grad_out, ctx.scale, backend=ctx.backend), None, None
-
-
-class _HaarIdwt2d(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, scale: float, backend: str) -> Tensor:
-        ctx.scale, ctx.backend = scale, backend
-        return _idwt(y, scale, backend)
-
-    @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        return haar_dwt2d(grad_out, ctx.scale, backend=ctx.backend), None, None
-
-
-def _dwt(x: Tensor, scale: float, backend: str) -> Tensor:
-    if backend == "triton":
-        from lddgan_kernels.triton import haar as kernel
-
-        return kernel.dwt(dense(x), scale)
-    return torch.ops.lddgan.haar_dwt2d.default(dense(x), scale)
-
-
-def _idwt(y: Tensor, scale: float, backend: str) -> Tensor:
-    if backend == "triton":
-        from lddgan_kernels.triton import haar as kernel
-
-        return kernel.idwt(dense(y), scale)
-    return torch.ops.lddgan.haar_idwt2d.default(dense(y), scale)
+        return _Triton.apply(grad_out, ctx.scale, not ctx.inverse), None, None
 
 
 if _extension.is_loaded():
