@@ -1,5 +1,6 @@
 # make train   .venv, compilation, the main job on the embedded digits; pictures and scores in runs/
-# make test    .venv, compilation, every test
+# make test    .venv, compilation, every test, on all cores
+# make test-instruction-sets   CPU kernels, models and a training step as lesser processors run them
 # make bench   all benchmarks; results in benchmarks/results
 # make lint    ruff, mypy, clang-format
 # make check-cuda   compile, link and load the CUDA extension against a CUDA PyTorch, without a GPU
@@ -10,13 +11,15 @@ PYTHON ?= python3
 TORCH ?= 2.13.0
 VENV ?= .venv
 OUT ?= runs/digits
+# A worker keeps neighbouring tests, and what they share; an idle one takes some of another's.
+PARALLEL ?= -n logical --maxprocesses 8 --dist worksteal
 CLANG_FORMAT_FILES := $(wildcard csrc/cpu/* csrc/cuda/* csrc/include/lddgan/* python/*)
 
 BIN := $(VENV)/bin
 TORCH_SPEC := $(if $(TORCH),torch==$(TORCH),torch>=2.11,<2.16)
 SOURCES := setup.py CMakeLists.txt pyproject.toml $(wildcard csrc/*/* csrc/include/lddgan/* python/*)
 
-.PHONY: train test bench lint check-cuda install clean
+.PHONY: train test test-instruction-sets bench lint check-cuda install clean
 install: $(VENV)/installed
 
 $(VENV)/torch:
@@ -36,7 +39,10 @@ train: $(VENV)/installed
 	$(BIN)/python -m lddgan_kernels.train --out $(OUT)
 
 test: $(VENV)/test-tools
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
+
+test-instruction-sets: $(VENV)/test-tools
+	$(BIN)/python -m tests.instruction_sets -q $(PARALLEL)
 
 bench: $(VENV)/test-tools
 	$(BIN)/python -m benchmarks all

@@ -3,7 +3,11 @@
 import os
 from pathlib import Path
 
-import torch
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
+    # Workers share the cores; tests that need threads set their number.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+
+import torch  # noqa: E402
 
 HAS_GPU = torch.cuda.is_available()
 if not HAS_GPU:
@@ -61,8 +65,22 @@ def device_of(backend: str) -> str:
     return "cuda" if HAS_GPU and backend in ("cuda", "triton") else "cpu"
 
 
+def depends_on_instruction_set(item) -> bool:
+    """Whether other processors may give another result: the CPU's kernels, models, a GAN step."""
+    if "slow" in item.keywords or "compile" in item.name:
+        return False
+    folder = item.path.parent.name
+    if folder == "ops":
+        callspec = getattr(item, "callspec", None)
+        native = callspec is not None and callspec.params.get("backend") == "cpu"
+        return native or item.path.stem == "test_packed_conv2d"
+    return folder in ("nn", "models") or item.originalname == "test_options_of_a_step"
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
+        if depends_on_instruction_set(item):
+            item.add_marker(pytest.mark.instruction_sets)
         if "gpu" in item.keywords and not HAS_GPU:
             item.add_marker(pytest.mark.skip(reason="no CUDA GPU"))
 

@@ -1,6 +1,10 @@
+import os
 import pkgutil
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from lddgan_kernels import _backend, _extension, _schemas, info, ops
@@ -66,3 +70,19 @@ def test_the_stamp_follows_the_schemas_alone(tmp_path):
     assert stamps[0] == stamps[1] != stamps[2]
     source.unlink()
     assert _schemas.schema_stamp(tmp_path) == ""
+
+
+@pytest.mark.skipif(not _extension.is_loaded(), reason="the extension is not compiled")
+def test_an_unknown_instruction_set_is_named_with_what_there_is():
+    environment = {**os.environ, "LDDGAN_CPU_ISA": "sse9"}
+    result = subprocess.run(
+        [sys.executable, "-c", "import lddgan_kernels"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode != 0
+    message = "ValueError: LDDGAN_CPU_ISA must be one of baseline"
+    assert message in result.stderr
+    assert result.stderr.rstrip().endswith("(what this processor has), got 'sse9'")
