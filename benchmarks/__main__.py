@@ -11,6 +11,7 @@ import sys
 
 import benchmarks
 from benchmarks import _harness, _plot
+from lddgan_kernels.testing import instruction_sets
 
 
 def names() -> list[str]:
@@ -24,6 +25,11 @@ def main() -> None:
         "names", nargs="+", metavar="NAME", help=f"{', '.join(names())}, all or plot"
     )
     parser.add_argument("--seconds", type=float, default=0.6, help="time for each side of a case")
+    parser.add_argument(
+        "--isa",
+        choices=instruction_sets(),
+        help="a lesser instruction set of this processor, for every side that can be told",
+    )
     parser.add_argument("--all", action="store_true", help="every preset, dtype and batch size")
     options = parser.parse_args()
     if options.names == ["plot"]:
@@ -33,7 +39,7 @@ def main() -> None:
     unknown = sorted(set(wanted) - set(names()))
     if unknown:
         parser.error(f"no benchmark named {', '.join(unknown)}; there are {', '.join(names())}")
-    _harness.ensure_allocator()
+    _harness.ensure_environment(options.isa)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was timed is stored
     for name in wanted:
         module = importlib.import_module(f"benchmarks.{name}")

@@ -13,6 +13,8 @@ import functools
 import json
 import math
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +26,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from lddgan_kernels import _extension
+from lddgan_kernels.testing import INSTRUCTION_SETS
 
 RESULTS = Path(__file__).parent / "results"
 TUNABLES = (
@@ -69,12 +74,18 @@ def device() -> torch.device:
 
 
 def device_name() -> str:
-    """The name under which results are stored."""
+    """The name under which results are stored: a GPU's, or a CPU's with what it runs."""
     if torch.cuda.is_available():
-        return torch.cuda.get_device_name().replace(" ", "-").lower()
-    import platform
+        return _slug(torch.cuda.get_device_name())
+    model = torch.cpu.get_capabilities().get("cpu_name", platform.machine())
+    isa = _extension.build_info().get("cpu_isa", "reference")
+    limited = "ONEDNN_MAX_CPU_ISA" in os.environ
+    matrix_units = "-amx" if torch.cpu._is_amx_tile_supported() and not limited else ""
+    return f"{_slug(model)}-{isa}{matrix_units}-{torch.get_num_threads()}threads"
 
-    return f"cpu-{platform.machine()}-{torch.get_num_threads()}threads"
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
 
 
 def form_name(dtype: torch.dtype, layout: torch.memory_format) -> str:
@@ -83,10 +94,16 @@ def form_name(dtype: torch.dtype, layout: torch.memory_format) -> str:
     return f"{str(dtype).removeprefix('torch.')} {layout_name}"
 
 
-def ensure_allocator() -> None:
-    """Re-executes this process with the allocator set so that large outputs are not re-faulted."""
-    if sys.platform == "linux" and os.environ.get("GLIBC_TUNABLES") != TUNABLES:
-        os.environ["GLIBC_TUNABLES"] = TUNABLES
+def ensure_environment(isa: str | None = None) -> None:
+    """Re-executes this process where its environment lacks what every side is to run under.
+
+    An allocator that does not fault in large outputs anew; and `isa`, one of INSTRUCTION_SETS.
+    """
+    wanted = INSTRUCTION_SETS[isa] if isa else {}
+    if sys.platform == "linux":
+        wanted = wanted | {"GLIBC_TUNABLES": TUNABLES}
+    if any(os.environ.get(name) != value for name, value in wanted.items()):
+        os.environ.update(wanted)
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
@@ -252,14 +269,20 @@ def _commit() -> str:
     return result.stdout.strip() or "unknown"
 
 
-def store(benchmark: str, rows: list[dict], summary: dict, complete: bool = True) -> Path:
-    """Writes a benchmark's rows to results/<device>.json, replacing its earlier ones."""
+def store(benchmark: str, rows: list[dict], summary: dict, complete: bool = True) -> str:
+    """Writes a benchmark's rows to results/<device>.json, replacing its earlier ones; says where.
+
+    Not from a working tree with changes: nobody could measure it again.
+    """
+    commit = _commit()
+    if commit.endswith("-dirty"):
+        return "not stored: there are changes that are not committed"
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{device_name()}.json"
     data = json.loads(path.read_text()) if path.exists() else {}
     data[benchmark] = {
         "date": date.today().isoformat(),
-        "commit": _commit(),
+        "commit": commit,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "complete": complete,
@@ -267,7 +290,7 @@ def store(benchmark: str, rows: list[dict], summary: dict, complete: bool = True
         "rows": rows,
     }
     path.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")
-    return path
+    return f"stored in {path}"
 
 
 def run(benchmark: str, cases: Iterable[Case], seconds: float = 0.6) -> dict:
@@ -290,7 +313,7 @@ def run(benchmark: str, cases: Iterable[Case], seconds: float = 0.6) -> dict:
             for side, found in sides.items():
                 print(f"{benchmark} | {group}: {_verdict(side, **found)}")
         if rows:
-            print(f"stored in {store(benchmark, rows, summary, complete)}", flush=True)
+            print(store(benchmark, rows, summary, complete), flush=True)
     return summary
 
 

@@ -1,7 +1,8 @@
 """One image through the decoder of lsun-church256 (32x32x4 to 256 px), in both dtypes.
 
 Against the published form in eager PyTorch, contiguous: group norm, x * sigmoid(x), doubling and
-convolving one after the other, attention with its whole matrix; and against torch.compile of that.
+convolving one after the other, attention with its whole matrix; against torch.compile of that; and
+against ONNX Runtime and OpenVINO where they are installed.
 """
 
 import copy
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks import _peers
 from benchmarks._harness import Case, device, fresh_compile
 from lddgan_kernels.models import Autoencoder, AutoencoderConfig
 from lddgan_kernels.models.autoencoder import Level
@@ -94,6 +96,17 @@ def check_decoder(model: Autoencoder, z: Tensor) -> None:
     assert_error_rule(model.decode(z), plain, exact)
 
 
+class _Decode(nn.Module):
+    """`model.decode` as a module's call."""
+
+    def __init__(self, model: Autoencoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.model.decode(z)
+
+
 def cases() -> Iterator[Case]:
     torch.manual_seed(0)
     model = Autoencoder(CHURCH).eval().requires_grad_(False).to(device())
@@ -129,12 +142,16 @@ def _case(
         with torch.no_grad():
             check_decoder(model, z)
 
+    z = torch.randn(1, 4, 32, 32, device=device()).to(dtype)
+    peers = _peers.sides(_Decode(model), (z,))
     weights = sum(p.numel() for p in model.decoder.parameters())
     return Case(
         name=f"lsun-church256, 1 image, {name}",
         group=name,
         inputs=lambda: (torch.randn(1, 4, 32, 32, device=device()).to(dtype),),
-        sides={"ours": ours} | {which: side(which, other) for which, other in others.items()},
+        sides={"ours": ours}
+        | {which: side(which, other) for which, other in others.items()}
+        | peers,
         check=check,
         bytes_moved=weights * dtype.itemsize,
         flops=FLOPS,

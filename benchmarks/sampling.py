@@ -2,7 +2,8 @@
 
 Sides: the published form (FIR by zero-stuffing, contiguous), the best plain form (FIR as depthwise
 convolution) in both layouts, and torch.compile of that with its weights frozen, by default options;
-`--all` adds max-autotune, the other presets and the decoder. Noise is each side's own: Philox here,
+ONNX Runtime and OpenVINO where they are installed (`_peers.py`). `--all` adds max-autotune, the
+other presets and the decoder. Noise is each side's own: Philox here,
 torch.randn there. Images must agree within the error rule on the same noise before anything is
 timed. The last line is the headline.
 """
@@ -17,7 +18,7 @@ import torch._inductor.config
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks import _limits
+from benchmarks import _limits, _peers
 from benchmarks._harness import Case, copy_bandwidth, device, run
 from benchmarks._plain_models import BEST, PUBLISHED, Form, plain
 from benchmarks.decoder import check_decoder
@@ -185,6 +186,14 @@ def _case(subject: Subject, full: Subject, batch: int, everything: bool) -> Case
         "plain channels_last": side(subject, subject.last, BEST, LAST),
         "compile": side(subject, compiled(subject.last, None), BEST, LAST),
     }
+    flat = torch.randn(batch, *subject.shape, device=device()).to(subject.dtype)
+    example = (
+        flat,
+        torch.zeros(batch, dtype=torch.long, device=device()),
+        torch.randn(batch, subject.z_dim, device=device()).to(subject.dtype),
+    )
+    for name, call in _peers.sides(subject.generator, example).items():
+        sides[name] = side(subject, call, BEST, contiguous)
     gpu = device().type == "cuda"
     targets = GPU_TARGETS if gpu else TARGETS
     if everything:

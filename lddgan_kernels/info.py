@@ -1,6 +1,7 @@
 """`python -m lddgan_kernels.info`: versions, which backends run each op here, what is missing.
 
-With `--model PRESET`: what that preset's networks cost, beside the paper's figures.
+With `--model PRESET`: what that preset's networks cost, beside the paper's figures. With `--speed`:
+half a minute of measuring against plain PyTorch, and where ours is slower.
 """
 
 import argparse
@@ -9,8 +10,9 @@ import importlib.util
 import pkgutil
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 
 import torch
 
@@ -19,18 +21,26 @@ from lddgan_kernels._bfloat16 import multiplies_bfloat16
 from lddgan_kernels._version import __version__
 from lddgan_kernels.trainer import command
 from lddgan_kernels.trainer.model_report import model_report
+from lddgan_kernels.trainer.speed import speed_report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the report; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m lddgan_kernels.info", description=__doc__)
     parser.add_argument("--model", metavar="PRESET", help="a preset, or a .toml configuration")
-    model = parser.parse_args(arguments).model
+    parser.add_argument("--speed", action="store_true", help="measure against plain PyTorch")
+    options = parser.parse_args(arguments)
 
     def work() -> None:
-        lines = model_report(model) if model else [*_versions(), "", *_extension_lines()]
-        for line in lines if model else (*lines, "", *_table()):
-            print(line)
+        lines: Iterable[str] = chain(_versions(), [""], _extension_lines(), [""])
+        if options.model:
+            lines = model_report(options.model)
+        elif options.speed:
+            lines = chain(lines, speed_report())
+        else:
+            lines = chain(lines, _table())
+        for line in lines:
+            print(line, flush=True)
 
     return command.run(work)
 

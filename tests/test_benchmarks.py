@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,6 +8,7 @@ import torch
 
 from benchmarks import _harness, _plot, floors
 from benchmarks._plain_models import BEST, PUBLISHED, plain
+from lddgan_kernels._extension import build_info
 from lddgan_kernels.models import (
     Discriminator,
     DiscriminatorConfig,
@@ -57,6 +59,20 @@ def test_results_are_stored_where_git_is_absent(monkeypatch):
     assert _harness._commit() == "unknown"
 
 
+def test_results_of_changed_files_are_not_stored(tmp_path, monkeypatch):
+    monkeypatch.setattr(_harness, "RESULTS", tmp_path)
+    monkeypatch.setattr(_harness, "_commit", lambda: "abc-dirty")
+    assert _harness.store("op", [], {}).startswith("not stored")
+    assert not list(tmp_path.iterdir())
+
+
+def test_results_are_stored_by_processor_and_instruction_set():
+    name = _harness.device_name()
+    assert re.fullmatch(r"[a-z0-9.-]+", name)
+    if not torch.cuda.is_available():
+        assert build_info().get("cpu_isa", "reference") in name.split("-")
+
+
 def test_calls_take_the_inputs_in_turn():
     used = []
     _harness.call_in_turn(used.append, [("a",), ("b",), ("c",)], 5)
@@ -79,6 +95,7 @@ def test_the_documents_have_the_predictions():
 def test_an_interrupted_benchmark_keeps_its_cases(tmp_path, monkeypatch):
     monkeypatch.setattr(_harness, "RESULTS", tmp_path)
     monkeypatch.setattr(_harness, "copy_bandwidth", lambda: 1e9)
+    monkeypatch.setattr(_harness, "_commit", lambda: "abc")
 
     def interrupt():
         raise KeyboardInterrupt

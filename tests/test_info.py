@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lddgan_kernels import _backend, _extension, _schemas, info, ops
+from lddgan_kernels.trainer import speed
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,6 +44,21 @@ def test_a_model_is_shown_beside_the_paper(capsys):
     assert "335 in its code, 292 here" in out
     assert info.main(["--model", "celebahq"]) == 1
     assert "celebahq256" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("ours", "verdict"), [(1.0, "nowhere slower"), (3.0, "SLOWER than plain")])
+def test_speed_names_what_is_slower(ours, verdict, capsys, monkeypatch):
+    def measure(work, device):
+        work()
+        return ours, 2.0
+
+    monkeypatch.setattr(speed, "_measure", measure)
+    assert info.main(["--speed"]) == 0
+    out = capsys.readouterr().out
+    assert "PyTorch" in out
+    assert verdict in out
+    named = next(line for line in out.splitlines() if verdict in line)
+    assert ("training step of digits" in named) == (ours > 2)
 
 
 def test_an_extension_of_other_sources_is_refused(monkeypatch):
