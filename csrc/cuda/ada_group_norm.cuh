@@ -187,12 +187,12 @@ __device__ __forceinline__ void column_sums(const NormTile& t, float* scratch, c
 
 // Adds up value(k, channel) over the `cpg` channels of each group: out[k * groups + g]; ends with a
 // barrier.
-template <int K, typename Value>
-__device__ __forceinline__ void group_sums(int groups, int cpg, float* out, const Value& value) {
+template <int K, typename Total, typename Value>
+__device__ __forceinline__ void group_sums(int groups, int cpg, Total* out, const Value& value) {
   int lanes = merge_lanes(cpg);
   for (int i = threadIdx.x / lanes; i < K * groups; i += blockDim.x / lanes) {
     int k = i / groups, first = i % groups * cpg;
-    float total = 0;
+    Total total = 0;
     for (int c = threadIdx.x % lanes; c < cpg; c += lanes) total += value(k, first + c);
     total = lane_total(lanes, total);
     if (threadIdx.x % lanes == 0) out[i] = total;

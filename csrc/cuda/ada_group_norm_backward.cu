@@ -107,8 +107,8 @@ __device__ __forceinline__ void normalise_sums(float missed, float rstd, float p
 // The gradients of scale, shift and bias of a channel of the tile, by the first part's block.
 // `means`: of scale * g * x_hat and of scale * g over the channel's group.
 __device__ __forceinline__ void write_rows(const AdaGroupNormBackwardArgs& b, const NormTile& t,
-                                           int c, const float (&sums)[3], float mean_gx,
-                                           float mean_g, float rstd) {
+                                           int c, const float (&sums)[3], double mean_gx,
+                                           double mean_g, float rstd) {
   const AdaGroupNormArgs& a = b.forward;
   if (t.part != 0) return;
   int channel = t.first_channel + c;
@@ -116,9 +116,11 @@ __device__ __forceinline__ void write_rows(const AdaGroupNormBackwardArgs& b, co
   write_value(b.grad_scale, b.grad_scale_dtype, i, sums[0]);
   write_value(b.grad_shift, b.grad_shift_dtype, i, sums[1]);
   if (b.grad_bias != nullptr && channel < a.channels1) {
-    float scale = read_row(a.scale, t.sample, channel);
-    float value = scale * sums[1] - mean_g * float(a.pixels) - mean_gx * sums[2];
-    write_value(b.grad_bias, b.grad_bias_dtype, t.sample * a.channels1 + channel, value * rstd);
+    // Large terms that cancel.
+    double scale = read_row(a.scale, t.sample, channel);
+    double value = scale * sums[1] - mean_g * double(a.pixels) - mean_gx * sums[2];
+    write_value(b.grad_bias, b.grad_bias_dtype, t.sample * a.channels1 + channel,
+                float(value * rstd));
   }
 }
 
@@ -161,12 +163,12 @@ __global__ void __launch_bounds__(kNormThreads, 2)
   const AdaGroupNormArgs& a = b.forward;
   NormTile t = norm_tile<VEC, CHANNELS_LAST>(a, groups, parts, kWhole);
   LDDGAN_DYNAMIC_SHARED(float, shared);
-  float* scratch = shared;
+  auto* means = reinterpret_cast<double*>(shared);  // [2][groups]
+  float* scratch = shared + 4 * t.groups;
   float* rows = scratch + scratch_floats;  // [5][channels]
   float* sums = rows + 5 * t.channels;     // [3][channels], read by the cluster
   float* totals = sums + 3 * t.channels;   // [3][channels]
-  float* means = totals + 3 * t.channels;  // [2][groups]
-  int used = scratch_floats + 11 * t.channels + 2 * t.groups;
+  int used = 4 * t.groups + scratch_floats + 11 * t.channels;
   auto* x_cache = reinterpret_cast<NormPack<T, VEC>*>(shared + (used + 3) / 4 * 4);
   auto* grad_cache = x_cache + t.channels * norm_held_pixels(a.pixels, parts) / VEC;
   load_rows(a, t, rows);
@@ -187,7 +189,8 @@ __global__ void __launch_bounds__(kNormThreads, 2)
       },
       [&](int k, int c, float total) { sums[k * t.channels + c] = total; });
   cluster_sums(sums, totals, 3 * t.channels, parts);
-  const float pixels = float(a.pixels), count = float(t.cpg) * pixels;
+  const float pixels = float(a.pixels);
+  const double count = double(t.cpg) * pixels;
   auto sums_of = [&](int c, float (&of)[3]) {
 #pragma unroll
     for (int k = 0; k < 3; ++k) of[k] = totals[k * t.channels + c];
@@ -196,14 +199,16 @@ __global__ void __launch_bounds__(kNormThreads, 2)
   group_sums<2>(t.groups, t.cpg, means, [&](int k, int c) {
     float of[3];
     sums_of(c, of);
-    return read_row(a.scale, t.sample, t.first_channel + c) * (k == 0 ? of[0] : of[1]) / count;
+    return double(read_row(a.scale, t.sample, t.first_channel + c)) * (k == 0 ? of[0] : of[1]) /
+           count;
   });
   for (int c = threadIdx.x; c < t.channels; c += blockDim.x) {
     int g = t.group_of(c);
-    float of[3], rstd = saved_rstd(a, t, g), mean_gx = means[g], mean_g = means[t.groups + g];
+    float of[3], rstd = saved_rstd(a, t, g);
+    double mean_gx = means[g], mean_g = means[t.groups + g];
     sums_of(c, of);
     write_rows(b, t, c, of, mean_gx, mean_g, rstd);
-    put_slope(rows, t, c, saved_center(a, t, c).missed, mean_gx, mean_g, rstd);
+    put_slope(rows, t, c, saved_center(a, t, c).missed, float(mean_gx), float(mean_g), rstd);
   }
   __syncthreads();
   each_column(t, [&](int column) {
@@ -249,10 +254,11 @@ __global__ void __launch_bounds__(kNormThreads, 2)
                 int parts, int width) {
   const AdaGroupNormArgs& a = b.forward;
   NormTile t = norm_tile<VEC, CHANNELS_LAST>(a, groups, parts, width);
-  LDDGAN_DYNAMIC_SHARED(float, rows);    // [5][channels]
-  float* means = rows + 5 * t.channels;  // [2][groups]
+  LDDGAN_DYNAMIC_SHARED(double, means);                         // [2][groups]
+  auto* rows = reinterpret_cast<float*>(means + 2 * t.groups);  // [5][channels]
   load_rows(a, t, rows);
-  const float pixels = float(a.pixels), count = float(t.cpg) * pixels;
+  const float pixels = float(a.pixels);
+  const double count = double(t.cpg) * pixels;
   auto sums_of = [&](int c, float (&of)[3]) {
 #pragma unroll
     for (int k = 0; k < 3; ++k) {
@@ -267,14 +273,16 @@ __global__ void __launch_bounds__(kNormThreads, 2)
     int c = channel - t.skipped;
     float of[3];
     sums_of(c, of);
-    return read_row(a.scale, t.sample, t.first_channel + c) * (k == 0 ? of[0] : of[1]) / count;
+    return double(read_row(a.scale, t.sample, t.first_channel + c)) * (k == 0 ? of[0] : of[1]) /
+           count;
   });
   for (int c = threadIdx.x; c < t.channels; c += blockDim.x) {
     int g = t.group_of(c);
-    float of[3], rstd = saved_rstd(a, t, g), mean_gx = means[g], mean_g = means[t.groups + g];
+    float of[3], rstd = saved_rstd(a, t, g);
+    double mean_gx = means[g], mean_g = means[t.groups + g];
     sums_of(c, of);
     write_rows(b, t, c, of, mean_gx, mean_g, rstd);
-    put_slope(rows, t, c, saved_center(a, t, c).missed, mean_gx, mean_g, rstd);
+    put_slope(rows, t, c, saved_center(a, t, c).missed, float(mean_gx), float(mean_g), rstd);
   }
   __syncthreads();
   each_column(t, [&](int column) {
@@ -291,7 +299,7 @@ cudaError_t launch_backward(const AdaGroupNormBackwardArgs& b, const AdaGroupNor
   NormLaunch n = norm_launch<T, VEC>(b.forward, plan);
   if (plan.onchip) {
     int scratch = norm_sum_floats(3, n.threads, n.channels, VEC, CHANNELS_LAST);
-    int floats = scratch + 11 * n.channels + 2 * plan.groups;
+    int floats = 4 * plan.groups + scratch + 11 * n.channels;
     return launch_kernel(backward_onchip_kernel<T, VEC, CHANNELS_LAST>, n.blocks, n.threads,
                          (floats + 3) / 4 * 16 + 2 * n.tile_bytes, stream, unsigned(plan.parts), b,
                          plan.groups, plan.parts, scratch);
@@ -302,7 +310,7 @@ cudaError_t launch_backward(const AdaGroupNormBackwardArgs& b, const AdaGroupNor
                                     plan.workspace, plan.groups, plan.parts, n.width, scratch);
   if (error != cudaSuccess) return error;
   return launch_kernel(grad_kernel<T, VEC, CHANNELS_LAST>, n.blocks * n.chunks, n.threads,
-                       size_t(5 * n.width + 2 * plan.groups) * 4, stream, 1, b, plan.workspace,
+                       size_t(5 * n.width + 4 * plan.groups) * 4, stream, 1, b, plan.workspace,
                        plan.groups, plan.parts, n.width);
 }
 

@@ -25,7 +25,8 @@ struct Moments {
 };
 
 // Adds up over `lanes` neighbouring lanes of a warp (a power of two) that call it together.
-__device__ __forceinline__ float lane_total(int lanes, float value) {
+template <typename T>
+__device__ __forceinline__ T lane_total(int lanes, T value) {
   int lane = threadIdx.x % 32;
   // Only these: others may be idle.
   unsigned mask = lanes == 32 ? 0xffffffffu : ((1u << lanes) - 1) << (lane / lanes * lanes);

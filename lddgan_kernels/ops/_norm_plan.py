@@ -172,7 +172,7 @@ def onchip_bytes(
     _, cpg, _, hw = problem
     channels = groups * cpg
     tile = channels * min(part_size(hw, parts), hw)
-    rows = 5 * channels + 5 * groups if held == 1 else 11 * channels + 2 * groups
+    rows = 5 * channels + 5 * groups if held == 1 else 11 * channels + 4 * groups
     found = []
     for vector in (1, 16 // itemsize):
         if (channels if channels_last else hw) % vector == 0:
@@ -191,7 +191,7 @@ def split_bytes(
     channels = plan.groups * cpg
     width = min(channels, _WIDTH)
     tile = channels * min(part_size(hw, plan.parts), hw)
-    found = [5 * width + 3 * plan.groups]
+    found = [5 * width + 4 * plan.groups]
     for vector in (1, 16 // itemsize):
         if (channels if channels_last else hw) % vector == 0:
             found.append(_sum_floats(3, tile, channels, vector, channels_last))
