@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from lddgan_kernels.data import folder, kinds, open_images, tar
+from lddgan_kernels.data.lmdb import LmdbSource
 from tests.data.test_archives import write_lmdb
 from tests.data.test_formats import noise, png, write_tar
 
@@ -187,6 +188,23 @@ def test_lmdb_cut_short_or_damaged(tmp_path):
         path.write_bytes(content.tobytes())
         with contextlib.suppress(ValueError):
             read_all(path.parent)
+
+
+def test_lmdb_values_are_those_of_the_library(tmp_path):
+    lmdb = pytest.importorskip("lmdb")
+    generator = np.random.default_rng(0)
+    path = tmp_path / "a.lmdb"
+    with lmdb.open(str(path), map_size=1 << 26, subdir=False, lock=False) as environment:
+        for _ in range(3):  # pages are freed and taken again
+            with environment.begin(write=True) as transaction:
+                for _ in range(200):
+                    size = int(generator.integers(1, 9000))
+                    transaction.put(b"%05d" % generator.integers(500), generator.bytes(size))
+                    transaction.delete(b"%05d" % generator.integers(500))
+        with environment.begin() as transaction:
+            expected = [(bytes(k).decode(), bytes(v)) for k, v in transaction.cursor()]
+    source = LmdbSource(path)
+    assert [(source.item_name(i), source.read(i)) for i in range(len(source))] == expected
 
 
 def test_an_empty_lmdb_and_one_of_databases(tmp_path):
