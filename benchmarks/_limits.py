@@ -8,7 +8,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks._harness import device, time_once
-from lddgan_kernels.models.summary import Summary, summarize
+from lddgan_kernels.nn.summary import Summary, summarize
 
 # Parts of the names of operators that are convolutions or matrix products.
 PRODUCTS = ("conv3x3", "convolution", "conv2d", "addmm", "::mm", "bmm", "linear", "attention_for")

@@ -16,15 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lddgan_kernels import use_backend
-from lddgan_kernels.models import (
-    autoencoder_layers,
-    blocks,
-    discriminator,
-    feature_map,
-    layers,
-    vit_generator,
+from lddgan_kernels.models import blocks
+from lddgan_kernels.nn import (
+    FeatureMap,
+    LateBiasConv2d,
+    ResidualConv,
+    Shortcut,
+    as_tensor,
+    fir,
+    group_norm,
 )
-from lddgan_kernels.models.feature_map import FeatureMap
 from lddgan_kernels.ops.residual_scale import residual_scale_reference
 
 Form = dict[str, Callable]
@@ -100,25 +101,6 @@ def best_filter(x: Tensor, taps: Tensor, pad: Sequence[int]) -> Tensor:
     return F.conv2d(x, weight, padding=pad[0], groups=x.shape[1])
 
 
-def residual_scale(
-    x: Tensor,
-    h: Tensor,
-    *,
-    h2: Tensor | None = None,
-    bias: Tensor | None = None,
-    factor: float = 0.5**0.5,
-) -> Tensor:
-    """`residual_scale` step by step."""
-    return residual_scale_reference(x, h, h2, bias, factor)
-
-
-def residual_scale_moments(
-    x: Tensor, h: Tensor, _num_groups: int, **options: Any
-) -> tuple[Tensor, None]:
-    """`residual_scale_moments`, without them."""
-    return residual_scale(x, h, **options), None
-
-
 def norm_resample(
     form: Form,
     x: Tensor,
@@ -136,43 +118,39 @@ def norm_resample(
     return resample(h), resample(x if skip is None else skip)
 
 
-# What of our models leaves a convolution's bias to the next pass; PyTorch's own convolutions add it
-# for nothing on a CPU.
+# What of our layers leaves a bias to the next pass; PyTorch's own convolutions add it for nothing
+# on a CPU.
 
 
-def finish(
-    block: blocks.Block,
-    x: Tensor,
+def residual_conv(
+    layer: ResidualConv,
     h: Tensor,
-    mine: layers.BlockControl,
+    x: Tensor | FeatureMap,
+    x2: Tensor | FeatureMap | None = None,
     *,
-    h2: Tensor | None = None,
-    folds: bool = False,
+    shortcut: Shortcut | None = None,
+    projected: bool = False,
 ) -> FeatureMap:
-    """`Block.finish`."""
-    h = norm(h, mine.scale1, mine.shift1, block.groups[1], bias=mine.bias)
-    if block.dropout:
-        h = F.dropout(h, block.dropout, block.training)
-    bias = layers.bias_of(block.conv1)
-    if block.shortcut is not None:
-        bias = block.total_bias(bias, layers.bias_of(block.shortcut))
-    h = F.conv2d(h, block.conv1.weight, bias, padding=1)
-    return FeatureMap(residual_scale(x, h, h2=h2, factor=block.factor))
+    """`ResidualConv.forward`."""
+    s, bias = as_tensor(x), layer.bias
+    if shortcut is not None:
+        bias = layer.total_bias(bias, shortcut.bias)
+        if not projected:
+            others = [] if x2 is None else [shortcut(x2, first=s.shape[1])]
+            s = sum(others, shortcut(s))
+    h = F.conv2d(h, layer.weight, bias, layer.stride, layer.padding)
+    return FeatureMap(residual_scale_reference(s, h, factor=layer.factor))
 
 
-def pyramid_down(step: blocks.PyramidDown, x: Tensor, h: Tensor) -> FeatureMap:
-    """`PyramidDown.forward`."""
-    x = blocks.upfirdn2d(x, step.taps, pad=(2, 2)) if step.fir else F.pad(x, (0, 1, 0, 1))
-    return layers.merge(step.conv(x), h, step.rescale)
+def late_bias(layer: LateBiasConv2d, x: Tensor | FeatureMap) -> FeatureMap:
+    """`LateBiasConv2d.forward`."""
+    h = F.conv2d(as_tensor(x), layer.weight, layer.bias, layer.stride, layer.padding)
+    return FeatureMap(h)
 
 
-def discriminator_block(block: discriminator.DiscriminatorBlock, x: Tensor, bias: Tensor) -> Tensor:
-    """`DiscriminatorBlock.forward`."""
-    h = block.conv0(layers.leaky_relu(x))
-    h = layers.leaky_relu(h + bias[:, :, None, None])
-    if block.down:
-        h, x = discriminator.downsample2d(h), discriminator.downsample2d(x)
-    return residual_scale(block.shortcut(x), block.conv1(h))
+def plus(x: FeatureMap, h: Tensor | FeatureMap, factor: float) -> FeatureMap:
+    """`FeatureMap.plus`."""
+    return FeatureMap(residual_scale_reference(x.x, as_tensor(h), factor=factor))
 
 
 PUBLISHED: Form = {
@@ -183,11 +161,11 @@ PUBLISHED: Form = {
 BEST: Form = {"upsample2d": best_up, "downsample2d": best_down, "upfirdn2d": best_filter}
 
 
-MODULES = (layers, feature_map, blocks, vit_generator, autoencoder_layers, discriminator)
+MODULES = (group_norm, fir, blocks)
 METHODS: tuple[tuple[Any, str, Callable], ...] = (
-    (blocks.Block, "finish", finish),
-    (blocks.PyramidDown, "forward", pyramid_down),
-    (discriminator.DiscriminatorBlock, "forward", discriminator_block),
+    (ResidualConv, "forward", residual_conv),
+    (LateBiasConv2d, "forward", late_bias),
+    (FeatureMap, "plus", plus),
 )
 
 
@@ -197,8 +175,6 @@ def plain(form: Form) -> Iterator[None]:
     replacements = form | {
         "ada_group_norm": norm,
         "norm_resample": partial(norm_resample, form),
-        "residual_scale": residual_scale,
-        "residual_scale_moments": residual_scale_moments,
     }
     places = [
         (module, name, function)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from benchmarks import _peers
 from benchmarks._harness import Case, device, fresh_compile
 from lddgan_kernels.models import Autoencoder, AutoencoderConfig
-from lddgan_kernels.models.autoencoder import Level
-from lddgan_kernels.models.autoencoder_layers import AttentionBlock, GroupNorm, ResnetBlock
+from lddgan_kernels.models.autoencoder_blocks import AttentionBlock, Level, ResnetBlock
+from lddgan_kernels.nn import GroupNorm
 from lddgan_kernels.testing import assert_error_rule
 
 CHURCH = AutoencoderConfig(
@@ -30,7 +30,7 @@ FLOPS = 2 * 311_000_000_000  # of the published form
 
 
 def norm(layer: GroupNorm, x: Tensor) -> Tensor:
-    x = F.group_norm(x, layer.groups, layer.weight, layer.bias, eps=1e-6)
+    x = F.group_norm(x, layer.num_groups, layer.weight, layer.bias, eps=1e-6)
     return x if layer.activation is None else x * torch.sigmoid(x)
 
 

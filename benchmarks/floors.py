@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from benchmarks._limits import least_seconds
 from benchmarks._passes import passes
 from benchmarks.sampling import PRESETS
-from lddgan_kernels.models.summary import summarize
+from lddgan_kernels.nn.summary import summarize
 from lddgan_kernels.trainer import config_file, networks
 
 H200_FLOPS = 790e12  # bfloat16, operations a second

@@ -95,7 +95,7 @@ def _vectorized() -> bool:
 
 def dense(x: Tensor) -> Tensor:
     """`x` itself where it is contiguous or channels_last; a contiguous copy of any other view."""
-    if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
+    if x.is_contiguous() or memory_format(x) is torch.channels_last:
         return x
     return x.contiguous()
 
@@ -105,4 +105,6 @@ def like_layout(x: Tensor, layout: torch.memory_format) -> Tensor:
 
     For second operands and gradients, which may arrive in the other layout than the main input.
     """
+    if _vectorized():  # a slice of many looks contiguous there
+        return x.clone(memory_format=torch.contiguous_format)
     return x.contiguous(memory_format=layout)

@@ -1,4 +1,4 @@
-// Recorded operators, called one after the other without Python (lddgan_kernels/models/_replay.py).
+// Recorded operators, called one after the other without Python (lddgan_kernels/diffusion/recording.py).
 #include "replay.h"
 
 #include <torch/csrc/Exceptions.h>
@@ -35,8 +35,8 @@ struct Call {
 
 class Record {
  public:
-  // calls: of (OpOverload, args, kwargs, output), tensors kept alive by the caller. Tensors that
-  // are neither inputs nor results of calls are constants.
+  // calls: of (OpOverload, args, kwargs, output), with one tensor for each slot, kept alive by the
+  // caller. Tensors that are neither inputs nor results of calls are constants.
   Record(const py::list& calls, const py::sequence& inputs, const at::Tensor& result) {
     for (py::handle input : inputs) slot_of_.emplace(key(input), count_++);
     inputs_ = count_;
@@ -80,12 +80,7 @@ class Record {
         op.schema(), torch::jit::tuple_slice(recorded[1].cast<py::tuple>()),
         py::kwargs(recorded[2].cast<py::dict>()), std::nullopt);
     Call call{op, {}, {}};
-    bool constant = true;
-    for (c10::IValue& value : stack) {
-      call.arguments.push_back(argument(std::move(value)));
-      constant &= call.arguments.back().uses.empty();
-    }
-    if (constant && is_view(op.schema())) return;  // of weights: its results are constants as well
+    for (c10::IValue& value : stack) call.arguments.push_back(argument(std::move(value)));
     py::object output = recorded[3];
     if (THPVariable_Check(output.ptr())) {
       add_result(call, output);
@@ -99,11 +94,6 @@ class Record {
       }
     }
     calls_.push_back(std::move(call));
-  }
-
-  static bool is_view(const c10::FunctionSchema& schema) {
-    const auto* alias = schema.returns().empty() ? nullptr : schema.returns()[0].alias_info();
-    return alias && !alias->isWrite();
   }
 
   void add_result(Call& call, py::handle tensor) {

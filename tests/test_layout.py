@@ -13,11 +13,12 @@ PACKAGE = ROOT / "lddgan_kernels"
 
 # Higher imports lower, never a sibling of its own level. `data` serves `metrics` a reference set.
 LEVELS = (
-    ("_version", "_schemas", "_checks", "_module_state", "_bfloat16", "_options"),
+    ("_version", "_schemas", "_checks", "_bfloat16", "_options"),
     ("_extension",),
     ("_backend",),
     ("triton",),
     ("ops",),
+    ("nn",),
     ("models", "diffusion", "data"),
     ("metrics", "interop"),
     ("trainer",),
@@ -151,6 +152,27 @@ def test_imports_go_in_no_circle():
         done = {path for path, targets in graph.items() if not targets & graph.keys()}
         assert done, f"in circles, or above one: {sorted(str(path) for path in graph)}"
         graph = {path: targets for path, targets in graph.items() if path not in done}
+
+
+# What says how a layer runs, which `nn` alone decides.
+PROCESSORS = ("reference", "cpu", "cuda", "triton")
+MECHANICS = {
+    *("Cached", "PackedConv", "default_backend", "use_backend", "select", "is_cuda", "is_cpu"),
+    *("_backend", "_extension", "is_compiling", "is_tracing", "mkldnn", "uses_winograd", "packs"),
+}
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "models").glob("*.py")), ids=lambda p: p.name)
+def test_models_say_what_not_how(path):
+    for node in ast.walk(tree(path)):
+        name = getattr(node, "attr", None) or getattr(node, "id", None)
+        assert name not in MECHANICS, f"{path.name}:{node.lineno}: {name}"
+        if isinstance(node, ast.Compare):
+            for part in ast.walk(node):
+                assert getattr(part, "value", None) not in PROCESSORS, f"{path.name}:{node.lineno}"
+    for name in imports(path):
+        if name[0] == "lddgan_kernels" and len(name) > 1:
+            assert name[1] in ("models", "nn", "ops", "_checks", "_options"), ".".join(name)
 
 
 def test_only_ops_call_native_operators():

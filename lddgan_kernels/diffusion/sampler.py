@@ -1,114 +1,161 @@
-"""Sampling in T generator calls (Algorithm 1 of the LDDGAN paper).
+"""Seeds to images: the T generator calls, their noise and the decoder, replayed as one: on a GPU a
+CUDA graph, on a CPU a recording."""
 
-Each step predicts x_0 from x_{t+1} and a latent z, then draws x_t from the posterior. All noise is
-a function of the sample's seed, so a seed gives the same image at any batch size.
-"""
-
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Literal, overload
+import itertools
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lddgan_kernels._backend import default_backend
+from lddgan_kernels._checks import check_tensor, fail
+from lddgan_kernels.diffusion.cuda_graph import (
+    CudaGraphs,
+    Graph,
+    autocast_state,
+    bucket,
+    capturable,
+)
+from lddgan_kernels.diffusion.few_step import sample
+from lddgan_kernels.diffusion.recording import Recordings
 from lddgan_kernels.diffusion.schedule import Schedule
-from lddgan_kernels.ops import posterior_sample, seeded_normal
-from lddgan_kernels.ops._philox import STREAM_X_T, STREAM_Z
-
-Path = list[tuple[Tensor, Tensor]]
+from lddgan_kernels.nn import ModuleState
+from lddgan_kernels.ops._steps import check_seeds
 
 
-@overload
-def sample(
-    generator: Callable[[Tensor, Tensor, Tensor], Tensor],
-    schedule: Schedule,
-    shape: Sequence[int],
-    seeds: Tensor,
-    *,
-    z_dim: int,
-    dtype: torch.dtype = ...,
-    memory_format: torch.memory_format = ...,
-    return_path: Literal[False] = False,
-) -> Tensor: ...
+class Sampler:
+    """sampler(seeds): the images of seeds, as `sample` and the decoder make them.
 
-
-@overload
-def sample(
-    generator: Callable[[Tensor, Tensor, Tensor], Tensor],
-    schedule: Schedule,
-    shape: Sequence[int],
-    seeds: Tensor,
-    *,
-    z_dim: int,
-    dtype: torch.dtype = ...,
-    memory_format: torch.memory_format = ...,
-    return_path: Literal[True],
-) -> tuple[Tensor, Path]: ...
-
-
-@torch.no_grad()
-def sample(
-    generator: Callable[[Tensor, Tensor, Tensor], Tensor],
-    schedule: Schedule,
-    shape: Sequence[int],
-    seeds: Tensor,
-    *,
-    z_dim: int,
-    dtype: torch.dtype = torch.float32,
-    memory_format: torch.memory_format = torch.contiguous_format,
-    return_path: bool = False,
-) -> Tensor | tuple[Tensor, Path]:
-    """Draws one sample for each seed.
+    The first call of a batch size runs as it is, as it may be the only one; the second captures all
+    of it, on CUDA as a graph, on a CPU as a recording (see `recorded`), which the later ones
+    replay. On CUDA sizes are rounded up to `bucket`s of one graph each; what a graph computes
+    beyond the seeds is dropped. Changes of the modules that `nn.ModuleState` sees discard what was
+    captured, so weights may be trained or loaded, and modules moved or converted, between calls.
+    Calls are for one thread at a time.
 
     Args:
-        generator: predicts x_0, called as generator(x, t, z) with x (N, *shape), t (N,) int64 and
-            z (N, z_dim) on the seeds' device; put modules into `eval()` first. Those of `models`
-            are asked for the `predictors` of all steps instead, where that is the same. Under
-            autocast its result may have another dtype; it is converted.
-        schedule: T steps, tables on the seeds' device.
-        shape: (C, H, W) of one sample (a latent, for LDDGAN).
-        seeds: (N,) int64, any values.
-        z_dim: width of the generator's latent z.
-        dtype: of x and z; float32, bfloat16 or float16.
+        generator: as for `sample`, in `eval()`; must not read values back, which a
+            graph forbids and a recording cannot hold: then, on a CPU, calls run as they are.
+        schedule: T steps; its tables follow the generator to its device.
+        shape: (C, H, W) of what the generator makes.
+        z_dim: width of its latent z.
+        decoder: a module whose `decode(x)` turns that into images: an `Autoencoder`, for latents
+            that are not scaled. None: x is the image.
+        dtype: of x and z: float32, bfloat16 or float16; None: that of the generator's parameters.
         memory_format: of x as the generator gets it.
-        return_path: also return the path.
-
-    Returns:
-        (N, *shape) of `dtype`; with `return_path` also the list of (x_{t+1}, predicted x_0) for
-        t = T-1..0.
+        max_batch: larger batches are split.
     """
-    count = len(seeds)
-    x = seeded_normal((count, *shape), seeds, STREAM_X_T, dtype=dtype, memory_format=memory_format)
-    steps = range(schedule.num_steps)
-    t = torch.arange(len(steps), device=seeds.device)[:, None].repeat(1, count)
-    z = [seeded_normal((count, z_dim), seeds, STREAM_Z, step=i, dtype=dtype) for i in steps]
-    predictors = _predictors(generator, t, torch.stack(z))
-    path: Path = []
-    for i in reversed(steps):
-        x0 = predictors[i](x).to(dtype=dtype, memory_format=memory_format)
-        if return_path:
-            path.append((x, x0))
-        x = posterior_sample(x0, x, t[i], schedule, seeds, step=i)
-    return (x, path) if return_path else x
+
+    def __init__(
+        self,
+        generator: nn.Module,
+        schedule: Schedule,
+        shape: Sequence[int],
+        *,
+        z_dim: int,
+        decoder: nn.Module | None = None,
+        dtype: torch.dtype | None = None,
+        memory_format: torch.memory_format = torch.contiguous_format,
+        max_batch: int = 128,
+    ) -> None:
+        if max_batch < 1:
+            raise fail("Sampler", "max_batch", "positive", max_batch)
+        self._generator = generator
+        self._decoder = decoder
+        self._schedule = schedule
+        self._shape = tuple(shape)
+        self._z_dim = z_dim
+        self._dtype = dtype
+        self._memory_format = memory_format
+        self._max_batch = max_batch
+        self._device: torch.device | None = None
+        self._state: ModuleState | None = None
+        self._graphs: CudaGraphs | None = None
+        self._recordings = Recordings("Sampler")
+        self._known: dict[tuple[object, ...], Graph | None] = {}
+
+    def __call__(self, seeds: Tensor) -> Tensor:
+        """Images (N, C, H, W), on the generator's device, of seeds (N,) int64 from any device.
+
+        The tensor is the caller's: no later call writes to it.
+
+        Raises:
+            ValueError: the seeds do not fit, or generator and decoder are on two devices.
+            RuntimeError: generator or decoder cannot be captured as a graph.
+        """
+        check_tensor("Sampler", "seeds", seeds)
+        check_seeds("Sampler", seeds, seeds.numel(), seeds.device)
+        device = self._place()
+        with torch.inference_mode(False), torch.no_grad():  # the former allows gradients again
+            images = [self._part(part, device) for part in seeds.split(self._max_batch)]
+            return images[0] if len(images) == 1 else torch.cat(images)
+
+    def _place(self) -> torch.device:
+        """The generator's device, onto which the schedule follows."""
+        device = _device_of(self._generator) or self._schedule.device
+        decoder = None if self._decoder is None else _device_of(self._decoder)
+        if decoder not in (None, device):
+            raise fail("Sampler", "decoder", f"on {device} like generator", decoder)
+        self._schedule = self._schedule.to(device)
+        return device
+
+    def _part(self, seeds: Tensor, device: torch.device) -> Tensor:
+        """The images of at most `max_batch` seeds: replayed, or call by call."""
+        if len(seeds) == 0 or not capturable(device):
+            return self._recordings(self._draw, self._modules(), seeds.to(device))
+        if self._state is None or device != self._device or not self._state.holds():
+            self._forget(device)
+        assert self._state is not None
+        assert self._graphs is not None
+        if not self._state.recordable:
+            return self._draw(seeds.to(device))
+        size = bucket(len(seeds), self._max_batch)
+        key = size, self._resolved_dtype(), default_backend(), *autocast_state(device)
+        if key not in self._known:  # once may be all
+            self._known[key] = None
+            return self._draw(seeds.to(device))
+        graph = self._known[key]
+        if graph is None:
+            graph = self._known[key] = self._graphs.capture(self._draw, size)
+        with self._graphs.turn():
+            graph.seeds[: len(seeds)].copy_(seeds)
+            graph.replay()
+            return graph.images[: len(seeds)].clone()
+
+    def _forget(self, device: torch.device) -> None:
+        """Drops the graphs, for modules as they are now."""
+        if self._graphs is not None:
+            self._graphs.finish()
+        self._known.clear()
+        state, graphs = ModuleState(*self._modules()), CudaGraphs(device)
+        self._device, self._state, self._graphs = device, state, graphs
+
+    def _modules(self) -> list[nn.Module]:
+        return [part for part in (self._generator, self._decoder) if part is not None]
+
+    def _resolved_dtype(self) -> torch.dtype:
+        """Of x and z."""
+        if self._dtype is not None:
+            return self._dtype
+        parameter = next(self._generator.parameters(), None)
+        return torch.float32 if parameter is None else parameter.dtype
+
+    def _draw(self, seeds: Tensor) -> Tensor:
+        """The images, call by call; `seeds` are on the device."""
+        x = sample(
+            self._generator,
+            self._schedule,
+            self._shape,
+            seeds,
+            z_dim=self._z_dim,
+            dtype=self._resolved_dtype(),
+            memory_format=self._memory_format,
+        )
+        return x if self._decoder is None else cast(Any, self._decoder).decode(x)
 
 
-def _predictors(
-    generator: Callable[[Tensor, Tensor, Tensor], Tensor], t: Tensor, z: Tensor
-) -> list[Callable[[Tensor], Tensor]]:
-    """generator(x, t[i], z[i]) of each step as a function of x.
-
-    The generators of `models` prepare all steps at once. A wrapper that lends their method has a
-    call of its own.
-    """
-    prepare = getattr(generator, "predictors", None)
-    if prepare is not None and getattr(prepare, "__self__", None) is generator:
-        prepared: list[Callable[[Tensor], Tensor]] | None = prepare(t, z)
-        if prepared is not None:
-            return prepared
-    return [partial(_call, generator, t[i], z[i]) for i in range(len(t))]
-
-
-def _call(
-    generator: Callable[[Tensor, Tensor, Tensor], Tensor], t: Tensor, z: Tensor, x: Tensor
-) -> Tensor:
-    return generator(x, t, z)
+def _device_of(module: nn.Module) -> torch.device | None:
+    """Where a module's first tensor is; None: it has none."""
+    tensors = itertools.chain(module.parameters(), module.buffers())
+    return next((tensor.device for tensor in tensors), None)

@@ -20,8 +20,8 @@ from lddgan_kernels.models import (
     WaveletGenerator,
 )
 from lddgan_kernels.models.blocks import Block, PyramidDown
-from lddgan_kernels.models.layers import Attention
 from lddgan_kernels.models.wavelet_generator import WaveletPyramidDown, WaveletUpBlock
+from lddgan_kernels.nn import Attention
 
 # Names by which the networks are found in a checkpoint.
 FIRST_OF_GENERATORS = "all_modules.0.weight"
@@ -192,7 +192,7 @@ def _generator_entries(module: Generator) -> Iterator[Entry]:
             if isinstance(part, WaveletUpBlock):
                 yield from _whole(f"{published}.convH_0", f"{ours}.conv_high")
         elif isinstance(part, Attention):
-            yield from _attention_entries(published, ours, part.out.out_features)
+            yield from _attention_entries(published, ours, part.norm.weight.shape[0])
         elif isinstance(part, PyramidDown):
             yield from _whole(f"{published}.Conv{'2d' if part.fir else ''}_0", f"{ours}.conv")
         elif isinstance(part, WaveletPyramidDown):

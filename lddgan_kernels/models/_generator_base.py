@@ -1,31 +1,28 @@
 """What all generators share: their call and its checks, and the calls of several steps."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
-from lddgan_kernels._module_state import ModuleState
-from lddgan_kernels.models._replay import Replay
-from lddgan_kernels.models.layers import Mapping, StyleBank
+from lddgan_kernels import nn
 
 
-class GeneratorBase(nn.Module):
+class GeneratorBase(torch.nn.Module):
     """x_0 from (x_t, t, z).
 
     Args:
         config: the structure; it has `channels`, `resolution` and `z_dim`.
     """
 
-    mapping: Mapping
-    style_bank: StyleBank
+    mapping: nn.Mapping
+    style_bank: nn.StyleBank
     _predict: Callable[..., Tensor]  # x_0 from x and its conditions, which fit
 
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
-        self.replay = Replay()
 
     def forward(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
         """The predicted x_0.
@@ -43,8 +40,7 @@ class GeneratorBase(nn.Module):
             ValueError: a shape does not fit the configuration.
         """
         self._check(x.shape[0], x=x, t=t, z=z)
-        state = self.replay.state(self, x)
-        return self.replay(state, self._predict, x, *self._conditions(state, t, z))
+        return self._predict(x, *self._conditions(t, z))
 
     def predictors(self, t: Tensor, z: Tensor) -> list[Callable[[Tensor], Tensor]] | None:
         """`forward` of x alone for each of S steps: what t and z set is computed once, for all.
@@ -56,32 +52,27 @@ class GeneratorBase(nn.Module):
             z: (S, N, z_dim).
 
         Returns:
-            S functions, for the weights as they are now; None where a call does more than
-            `forward` here: hooks, a subclass's own forward, a compiled one.
+            S functions, which raise RuntimeError once the weights that t and z go through have
+            changed; None where a call does more than `forward` here: hooks, a subclass's own
+            forward, a compiled one.
 
         Raises:
             ValueError: a shape does not fit the configuration.
         """
         flat_t, flat_z = t.flatten(), z.flatten(0, 1)
         self._check(flat_t.shape[0], t=flat_t, z=flat_z)
-        state = self.replay.state(self, flat_z)
-        hooked = state is None and any(
-            part._forward_hooks or part._forward_pre_hooks for part in self.modules()
-        )
+        state = nn.ModuleState(*self._conditioners())
         if (
-            hooked
+            nn.is_hooked(self)
+            or not state.recordable
             or type(self).forward is not GeneratorBase.forward
             or "forward" in vars(self)
             or self._compiled_call_impl is not None
         ):
             return None
-        rows = self._conditions(state, flat_t, flat_z)
+        rows = self._conditions(flat_t, flat_z)
         steps = zip(*(row.unflatten(0, t.shape).unbind() for row in rows), strict=True)
-        return [partial(self._step, state, step) for step in steps]
-
-    def _step(self, state: ModuleState | None, conditions: tuple[Tensor, ...], x: Tensor) -> Tensor:
-        self._check(conditions[0].shape[0], x=x)
-        return self.replay(state, self._predict, x, *conditions)
+        return [Predictor(self, state, step) for step in steps]
 
     def _check(self, n: int, **given: Tensor) -> None:
         """Raises ValueError where a tensor does not fit a batch of n."""
@@ -98,11 +89,36 @@ class GeneratorBase(nn.Module):
                     f"got {tuple(value.shape)}"
                 )
 
-    def _conditions(self, state: ModuleState | None, t: Tensor, z: Tensor) -> tuple[Tensor, ...]:
-        """What t (N,) and z (N, z_dim) set in the network, N rows each; `state` for `replay`."""
+    def _conditions(self, t: Tensor, z: Tensor) -> tuple[Tensor, ...]:
+        """What t (N,) and z (N, z_dim) set in the network, N rows each."""
         raise NotImplementedError
+
+    def _conditioners(self) -> list[torch.nn.Module]:
+        """The modules that t and z go through."""
+        return [self.mapping, self.style_bank]
 
     def _styles(self, z: Tensor) -> Tensor:
         """Scale and shift of every adaptive norm, side by side."""
         styles: Tensor = self.style_bank(self.mapping(z))
         return styles
+
+
+class Predictor:
+    """x_0 from x alone, for conditions of weights as they were."""
+
+    def __init__(
+        self, generator: GeneratorBase, state: nn.ModuleState, conditions: tuple[Tensor, ...]
+    ) -> None:
+        self._generator = generator
+        self._state = state
+        self._conditions = conditions
+
+    def __call__(self, x: Tensor) -> Tensor:
+        name = type(self._generator).__name__
+        if not self._state.holds():
+            raise RuntimeError(
+                f"{name}: predictors must be asked for again after weights have changed, "
+                "got those of other weights"
+            )
+        self._generator._check(self._conditions[0].shape[0], x=x)
+        return self._generator._predict(x, *self._conditions)

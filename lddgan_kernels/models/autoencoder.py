@@ -1,25 +1,16 @@
 """The autoencoder: VQGAN's encoder and decoder, the quantiser inside the decoder (or a KL term)."""
 
-import itertools
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from lddgan_kernels import nn
 from lddgan_kernels._checks import like_layout, memory_format
 from lddgan_kernels._options import Count, Fraction, Whole, check
-from lddgan_kernels.models._replay import Replay
-from lddgan_kernels.models.autoencoder_layers import (
-    AttentionBlock,
-    Downsample,
-    GroupNorm,
-    ResnetBlock,
-    Upsample,
-)
-from lddgan_kernels.models.feature_map import FeatureMap
+from lddgan_kernels.models.autoencoder_blocks import Downsample, Level, Middle, Upsample, norm
 from lddgan_kernels.models.quantizer import VectorQuantizer
 
 # Output pixels decoded at a time where no gradient is asked: 16 images of 256 px, 1 GB in float32.
@@ -114,72 +105,14 @@ class AutoencoderOutput(NamedTuple):
     extra_loss: Tensor
 
 
-class Level(nn.Module):
-    """The blocks at one resolution, each followed by its attention if any, then the resampling."""
-
-    def __init__(
-        self,
-        widths: list[int],
-        attention: bool,
-        resample: Downsample | Upsample | None,
-        dropout: float,
-    ) -> None:
-        super().__init__()
-        pairs = list(itertools.pairwise(widths))
-        # What a convolution that resamples reads no norm does.
-        last = len(pairs) - 1 if resample is not None else len(pairs)
-        self.blocks = nn.ModuleList(
-            ResnetBlock(a, b, dropout, attention or i < last) for i, (a, b) in enumerate(pairs)
-        )
-        self.attention = nn.ModuleList(
-            AttentionBlock(b, i < last) for i, (_, b) in enumerate(pairs) if attention
-        )
-        self.resample = resample
-
-    @property
-    def last_bias(self) -> Tensor | None:
-        """The resampling's bias (C,), which the output lacks; None where nothing resamples."""
-        return None if self.resample is None else self.resample.conv.bias
-
-    def forward(self, h: FeatureMap, bias: Tensor | None) -> FeatureMap:
-        """The level on a map plus bias, (C,), without `last_bias`."""
-        for i, block in enumerate(self.blocks):
-            h = block(h, bias)
-            bias = None
-            if self.attention:
-                h = self.attention[i](h)
-        return h if self.resample is None else FeatureMap(self.resample(h.x, biased=False))
-
-
-class Middle(nn.Sequential):
-    """Two blocks with attention between them."""
-
-    def __init__(self, width: int, dropout: float) -> None:
-        super().__init__(
-            ResnetBlock(width, width, dropout),
-            AttentionBlock(width),
-            ResnetBlock(width, width, dropout),
-        )
-
-    def forward(self, h: FeatureMap, bias: Tensor | None = None) -> FeatureMap:
-        """Of a map plus bias, (C,)."""
-        first, attention, last = self
-        return cast(FeatureMap, last(attention(first(h, bias))))
-
-
-def _inner(x: Tensor) -> Tensor:
-    """`x` in the layout that the convolutions between the ends are fastest in."""
-    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
-
-
-class Encoder(nn.Module):
+class Encoder(torch.nn.Module):
     """(N, image_channels, H, W) -> (N, out_channels, H/factor, W/factor)."""
 
     def __init__(self, config: AutoencoderConfig, out_channels: int) -> None:
         super().__init__()
         widths = [config.base_channels * m for m in (1, *config.channel_multipliers)]
-        self.conv_in = nn.Conv2d(config.image_channels, widths[0], 3, padding=1)
-        self.levels = nn.Sequential()
+        self.conv_in = nn.StemConv2d(config.image_channels, widths[0], 3)
+        self.levels = torch.nn.ModuleList()
         last = len(config.channel_multipliers) - 1
         for i, width in enumerate(widths[1:]):
             self.levels.append(
@@ -191,27 +124,26 @@ class Encoder(nn.Module):
                 )
             )
         self.middle = Middle(widths[-1], config.dropout)
-        self.norm_out = GroupNorm(widths[-1])
-        self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
+        self.norm_out = norm(widths[-1])
+        self.conv_out = torch.nn.Conv2d(widths[-1], out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = FeatureMap(F.conv2d(_inner(x), self.conv_in.weight, padding=1))
-        bias = self.conv_in.bias
-        for level in cast(Iterable[Level], self.levels):
-            h, bias = level(h, bias), level.last_bias
-        h = self.middle(h)
-        return like_layout(self.conv_out(self.norm_out(h)), memory_format(x))
+        h = self.conv_in(x)
+        for level in self.levels:
+            h = level(h)
+        h = self.conv_out(self.norm_out(self.middle(h)))
+        return like_layout(h, memory_format(x))
 
 
-class Decoder(nn.Module):
+class Decoder(torch.nn.Module):
     """(N, in_channels, h, w) -> (N, image_channels, h*factor, w*factor); coarsest level first."""
 
     def __init__(self, config: AutoencoderConfig, in_channels: int) -> None:
         super().__init__()
         widths = [config.base_channels * m for m in reversed(config.channel_multipliers)]
-        self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
+        self.conv_in = nn.StemConv2d(in_channels, widths[0], 3)
         self.middle = Middle(widths[0], config.dropout)
-        self.levels = nn.Sequential()
+        self.levels = torch.nn.ModuleList()
         last = len(widths) - 1
         for i, width in enumerate(widths):
             self.levels.append(
@@ -222,20 +154,19 @@ class Decoder(nn.Module):
                     config.dropout,
                 )
             )
-        self.norm_out = GroupNorm(widths[-1])
-        self.conv_out = nn.Conv2d(widths[-1], config.image_channels, 3, padding=1)
+        self.norm_out = norm(widths[-1])
+        self.conv_out = torch.nn.Conv2d(widths[-1], config.image_channels, 3, padding=1)
         self.tanh_out = config.tanh_out
 
     def forward(self, z: Tensor) -> Tensor:
-        h, bias = FeatureMap(F.conv2d(_inner(z), self.conv_in.weight, padding=1)), None
-        h = self.middle(h, self.conv_in.bias)
-        for level in cast(Iterable[Level], self.levels):
-            h, bias = level(h, bias), level.last_bias
+        h = self.middle(self.conv_in(z))
+        for level in self.levels:
+            h = level(h)
         x = like_layout(self.conv_out(self.norm_out(h)), memory_format(z))
         return x.tanh() if self.tanh_out else x
 
 
-class Autoencoder(nn.Module):
+class Autoencoder(torch.nn.Module):
     """Images to latents and back.
 
     `latent_scale` is a buffer, 1 until measured on a training set: latents over it lie in [-1, 1].
@@ -249,17 +180,16 @@ class Autoencoder(nn.Module):
         self.ignored_entries: tuple[str, ...] = ()
         latent = config.latent_channels
         hidden = latent if config.z_channels is None else config.z_channels
-        moments = 2 if config.kl else 1
-        self.encoder = Encoder(config, moments * hidden)
-        self.quant_conv = nn.Conv2d(moments * hidden, moments * latent, 1)
+        halves = 2 if config.kl else 1  # mean, and log variance
+        self.encoder = Encoder(config, halves * hidden)
+        self.quant_conv = torch.nn.Conv2d(halves * hidden, halves * latent, 1)
         self.quantizer = (
             VectorQuantizer(config.codebook_size, latent) if config.codebook_size else None
         )
-        self.post_quant_conv = nn.Conv2d(latent, hidden, 1)
+        self.post_quant_conv = torch.nn.Conv2d(latent, hidden, 1)
         self.decoder = Decoder(config, hidden)
         self.latent_scale: Tensor
         self.register_buffer("latent_scale", torch.ones(()))
-        self.replay = Replay()
 
     @property
     def last_layer(self) -> Tensor:
@@ -304,10 +234,9 @@ class Autoencoder(nn.Module):
                 f"got {tuple(z.shape)}"
             )
         limit = max(1, CHUNK_PIXELS // (self.config.factor**2 * z.shape[2] * z.shape[3]))
-        state = self.replay.state(self, z)
         if torch.is_grad_enabled() or z.shape[0] <= limit:
-            return self.replay(state, self._decode, z)
-        return torch.cat([self.replay(state, self._decode, chunk) for chunk in z.split(limit)])
+            return self._decode(z)
+        return torch.cat([self._decode(chunk) for chunk in z.split(limit)])
 
     def _decode(self, z: Tensor) -> Tensor:
         if self.quantizer is not None:

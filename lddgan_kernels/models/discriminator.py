@@ -9,18 +9,10 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from lddgan_kernels import nn
 from lddgan_kernels._options import Count, check
-from lddgan_kernels.models.layers import (
-    TimeBank,
-    TimeEmbedding,
-    bias_of,
-    conv2d,
-    leaky_relu,
-    linear,
-)
-from lddgan_kernels.ops import bias_act, downsample2d, minibatch_stddev, residual_scale
 
 
 @dataclass(frozen=True)
@@ -67,27 +59,31 @@ class DiscriminatorConfig(DiscriminatorOptions, Pair):
         return [self.base_channels * multiple for multiple in multiples[: self.num_blocks + 1]]
 
 
-class DiscriminatorBlock(nn.Module):
+def leaky_relu(x: Tensor) -> Tensor:
+    """The discriminator's activation."""
+    return F.leaky_relu(x, 0.2)
+
+
+class DiscriminatorBlock(torch.nn.Module):
     """act-conv, time bias, act, FIR downsampling, conv, plus a 1x1 shortcut, over sqrt(2)."""
 
     def __init__(self, in_channels: int, out_channels: int, down: bool) -> None:
         super().__init__()
-        self.down = down
-        self.conv0 = conv2d(in_channels, out_channels, 3, bias=False)
-        self.conv1 = conv2d(out_channels, out_channels, 3, scale=0.0)
-        self.shortcut = conv2d(in_channels, out_channels, 1, bias=False)
+        self.resample = nn.FIRDownsample() if down else None
+        self.conv0 = nn.Conv2d(in_channels, out_channels, 3, bias=False, init_scale=1.0)
+        self.conv1 = nn.ResidualConv(out_channels, out_channels, init_scale=0.0)
+        self.shortcut = nn.Shortcut(in_channels, out_channels, bias=False, init_scale=1.0)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         """`bias`: (N, out_channels), of time and of the first convolution."""
         h = self.conv0(leaky_relu(x))
         h = leaky_relu(h + bias[:, :, None, None])
-        if self.down:
-            h, x = downsample2d(h), downsample2d(x)
-        h = self.conv1(h, biased=False)
-        return residual_scale(self.shortcut(x), h, bias=self.conv1.bias)
+        if self.resample is not None:
+            h, x = self.resample(h), self.resample(x)
+        return nn.as_tensor(self.conv1(h, x, shortcut=self.shortcut))
 
 
-class Discriminator(nn.Module):
+class Discriminator(torch.nn.Module):
     """How real x is as the denoised x_next.
 
     Args:
@@ -98,17 +94,21 @@ class Discriminator(nn.Module):
         super().__init__()
         self.config = config
         widths, large = config.widths, config.kind == "large"
-        self.time_embedding = TimeEmbedding(
+        self.time_embedding = nn.TimeEmbedding(
             config.time_embedding, config.time_embedding, leaky_relu
         )
-        self.time_bank = TimeBank(config.time_embedding, widths[1:])
-        self.stem = conv2d(2 * config.channels * config.patch_size**2, widths[0], 1)
-        self.blocks = nn.ModuleList(
+        self.time_bank = nn.TimeBank(config.time_embedding, widths[1:])
+        stem_channels = 2 * config.channels * config.patch_size**2
+        self.stem = nn.Conv2d(stem_channels, widths[0], 1, init_scale=1.0)
+        self.blocks = torch.nn.ModuleList(
             DiscriminatorBlock(widths[i], widths[i + 1], down=large or i > 0)
             for i in range(config.num_blocks)
         )
-        self.final = conv2d(widths[-1] + 1, widths[-1], 3, scale=1.0 if large else 0.0)
-        self.out = linear(widths[-1], 1)
+        self.stddev = nn.MinibatchStddev()
+        self.final = nn.LeakyReLUConv2d(
+            widths[-1] + 1, widths[-1], 3, init_scale=1.0 if large else 0.0
+        )
+        self.out = nn.Linear(widths[-1], 1)
 
     def forward(self, x: Tensor, t: Tensor, x_next: Tensor) -> Tensor:
         """One logit a sample.
@@ -130,11 +130,10 @@ class Discriminator(nn.Module):
         if p > 1:
             x, x_next = F.pixel_unshuffle(x, p), F.pixel_unshuffle(x_next, p)
         h = self.stem(torch.cat([x, x_next], dim=1))
-        biases = self.time_bank(self.time_embedding(t))
+        biases = self.time_bank(self.time_embedding(t)).split(self.time_bank.sizes, dim=1)
         for block, bias in zip(self.blocks, biases, strict=True):
             h = block(h, bias)
-        h = F.conv2d(minibatch_stddev(h), self.final.weight, padding=1)
-        h = bias_act(h, bias_of(self.final), "leaky_relu")
+        h = self.final(self.stddev(h))
         return self.out(h.sum(dim=(2, 3)))
 
     def _check(self, x: Tensor, t: Tensor, x_next: Tensor) -> None:

@@ -4,36 +4,29 @@ A U-Net (Song et al. 2021) that predicts x_0 from x_t, the step t and a latent z
 One definition for every backend: all memory-bound steps are public ops.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from lddgan_kernels._module_state import ModuleState
+from lddgan_kernels import nn
 from lddgan_kernels._options import Count, Fraction, check
-from lddgan_kernels.models._derived import Derived
 from lddgan_kernels.models._generator_base import GeneratorBase
-from lddgan_kernels.models.blocks import Block, DownBlock, PyramidDown, ResBlock, UpBlock
-from lddgan_kernels.models.feature_map import FeatureMap
-from lddgan_kernels.models.generator_options import CommonOptions, LatentShape
-from lddgan_kernels.models.layers import (
-    Attention,
-    BlockControl,
-    GroupNorm,
-    Mapping,
-    StyleBank,
-    TimeBank,
-    TimeEmbedding,
-    conv2d,
-    embed_time,
+from lddgan_kernels.models.blocks import (
+    Block,
+    DownBlock,
+    Modulation,
+    PyramidDown,
+    ResBlock,
+    UpBlock,
 )
+from lddgan_kernels.models.generator_options import CommonOptions, LatentShape
 
-# Steps whose time biases are kept for inference: all that a schedule may have.
-TABLED_STEPS = 8
+Map = Tensor | nn.FeatureMap
 
 
 @dataclass(frozen=True)
@@ -88,40 +81,63 @@ class GeneratorConfig(CommonOptions, UNetOptions, LatentShape):
         return self.resolution // self.patch_size // 2**level in self.attention_resolutions
 
 
-def _time_table(width: int, *weights: Tensor) -> Tensor:
-    """The time biases of all steps, (TABLED_STEPS, sum of widths)."""
-    t = torch.arange(TABLED_STEPS, device=weights[0].device)
-    embedding = embed_time(t, width, F.silu, *weights[:4])
-    return F.linear(embedding, weights[4], weights[5] + weights[6])
-
-
-class DownLevel(nn.Module):
+class DownLevel(torch.nn.Module):
     """One resolution on the way down: blocks, each with attention or none, and the step down."""
 
     def __init__(
         self,
         blocks: Sequence[ResBlock],
-        attentions: Sequence[Attention],
+        attentions: Sequence[nn.Attention],
         resample: Block | None,
-        pyramid: nn.Module | None,
+        pyramid: torch.nn.Module | None,
     ) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-        self.attentions = nn.ModuleList(attentions)
+        self.blocks = torch.nn.ModuleList(blocks)
+        self.attentions = torch.nn.ModuleList(attentions)
         self.resample = resample
         self.pyramid = pyramid
 
+    def forward(
+        self, h: Map, pyramid: Map, mods: Sequence[Modulation]
+    ) -> tuple[Map, Map, list[Map], Tensor | None]:
+        """(h, input pyramid, maps for the way up, what the step up needs of the step down)."""
+        maps: list[Map] = []
+        high = None
+        for i, block in enumerate(cast(Sequence[ResBlock], self.blocks)):
+            h = block(h, mods[block.index])
+            if self.attentions:
+                h = self.attentions[i](h)
+            maps.append(h)
+        if self.resample is not None:
+            h, high = self.resample(h, mods[self.resample.index])
+            if self.pyramid is not None:
+                h = pyramid = self.pyramid(pyramid, h)
+            maps.append(h)
+        return h, pyramid, maps, high
 
-class UpLevel(nn.Module):
+
+class UpLevel(torch.nn.Module):
     """One resolution on the way up: blocks, attention after the last or none, and the step up."""
 
     def __init__(
-        self, blocks: Sequence[ResBlock], attention: Attention | None, resample: Block | None
+        self, blocks: Sequence[ResBlock], attention: nn.Attention | None, resample: Block | None
     ) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks = torch.nn.ModuleList(blocks)
         self.attention = attention
         self.resample = resample
+
+    def forward(
+        self, h: Map, skips: list[Map], highs: list[Tensor | None], mods: Sequence[Modulation]
+    ) -> Map:
+        """h a level finer; takes what it reads from the ends of `skips` and `highs`."""
+        for block in cast(Sequence[ResBlock], self.blocks):
+            h = block(h, mods[block.index], skips.pop())
+        if self.attention is not None:
+            h = self.attention(h)
+        if self.resample is not None:
+            h = self.resample(h, mods[self.resample.index], highs.pop())
+        return h
 
 
 class Generator(GeneratorBase):
@@ -136,14 +152,11 @@ class Generator(GeneratorBase):
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__(config)
         base, widths = config.base_channels, config.widths
+        self._factor = math.sqrt(0.5) if config.skip_rescale else 1.0
         self._block_widths: list[tuple[int, int]] = []  # in the order of execution
-        self._block_options: dict[str, Any] = {
-            "rescale": config.skip_rescale,
-            "dropout": config.dropout,
-        }
 
         channels = config.channels * config.patch_size**2
-        self.conv_in = conv2d(channels, base, 3)
+        self.conv_in = nn.Conv2d(channels, base, 3, init_scale=1.0)
         skip_widths, width, pyramid_width = [base], base, channels
         down = []
         for level, out in enumerate(widths):
@@ -152,7 +165,7 @@ class Generator(GeneratorBase):
                 blocks.append(self._block(width, out))
                 width = out
                 if config.has_attention(level):
-                    attentions.append(Attention(width, config.skip_rescale))
+                    attentions.append(self._attention(width))
                 skip_widths.append(width)
             resample, pyramid = None, None
             if level < len(widths) - 1:
@@ -162,94 +175,65 @@ class Generator(GeneratorBase):
                     pyramid_width = width
                 skip_widths.append(width)
             down.append(DownLevel(blocks, attentions, resample, pyramid))
-        self.down = nn.ModuleList(down)
+        self.down = torch.nn.ModuleList(down)
 
         self.middle0 = self._block(width, width)
-        self.middle_attention = Attention(width, config.skip_rescale)
-        self.middle1 = self._block(width, width, normed=False)
+        self.middle_attention = self._attention(width)
+        self.middle1 = self._block(width, width)
 
         up = []
         for level, out in reversed(list(enumerate(widths))):
             blocks = []
-            for i in range(config.num_blocks + 1):
-                # All but the last are read by a norm together with a skip.
-                normed = i == config.num_blocks
-                blocks.append(self._block(width + skip_widths.pop(), out, normed))
+            for _ in range(config.num_blocks + 1):
+                blocks.append(self._block(width + skip_widths.pop(), out))
                 width = out
-            attention = None
-            if config.has_attention(level):
-                attention = Attention(width, config.skip_rescale)
+            attention = self._attention(width) if config.has_attention(level) else None
             up.append(UpLevel(blocks, attention, self._up_block(width, level) if level else None))
-        self.up = nn.ModuleList(up)
-        self.norm_out = GroupNorm(width, activation="silu")
-        self.conv_out = conv2d(width, channels, 3, scale=0.0)
+        self.up = torch.nn.ModuleList(up)
+        self.norm_out = nn.GroupNorm(width, nn.group_count(width))
+        self.conv_out = nn.Conv2d(width, channels, 3, init_scale=0.0)
 
-        self.mapping = Mapping(config.z_dim, config.mapping_width, config.mapping_layers)
+        self.mapping = nn.Mapping(config.z_dim, config.mapping_width, config.mapping_layers)
         norm_widths = [width for pair in self._block_widths for width in pair]
-        self.style_bank = StyleBank(config.mapping_width, norm_widths)
-        self.time_embedding = TimeEmbedding(base, 4 * base, F.silu)
-        self.time_bank = TimeBank(4 * base, [out for _, out in self._block_widths])
-        self.time_table = Derived(partial(_time_table, base))
+        self.style_bank = nn.StyleBank(config.mapping_width, norm_widths)
+        self.time_embedding = nn.TimeEmbedding(base, 4 * base, F.silu)
+        self.time_bank = nn.TimeBank(4 * base, [out for _, out in self._block_widths])
+        self.time_biases = nn.TimeBiases(self.time_embedding, self.time_bank)
 
-    def _conditions(self, state: ModuleState | None, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        return self.replay(state, self._styles, z), self._time_biases(t)
+    def _conditions(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self._styles(z), self.time_biases(t)
+
+    def _conditioners(self) -> list[torch.nn.Module]:
+        return [*super()._conditioners(), self.time_embedding, self.time_bank]
 
     def _predict(self, x: Tensor, styles: Tensor, biases: Tensor) -> Tensor:
-        control = self._control(styles, biases)
+        mods = self._modulations(styles, biases)
         x = self._fold(x)
         if not self.config.centered:
             x = 2 * x - 1
-        h = FeatureMap(self.conv_in(x))
-        pyramid = x
-        skips = [h.x]
-        kept: list[Tensor | None] = []
-        for level in self.down_levels():
-            for i, block in enumerate(level.blocks):
-                h = block(h, control)
-                if level.attentions:
-                    h = level.attentions[i](h)
-                skips.append(h.x)
-            if level.resample is not None:
-                h, keep = level.resample(h, control)
-                kept.append(keep)
-                if level.pyramid is not None:
-                    h = level.pyramid(pyramid, h.x)
-                    pyramid = h.x
-                skips.append(h.x)
-        h = self._middle(h, control)
-        for up in self.up_levels():
-            for block in up.blocks:
-                h = block(h, control, skips.pop())
-            if up.attention is not None:
-                h = up.attention(h)
-            if up.resample is not None:
-                h = up.resample(h, control, kept.pop())
+        h: Map = self.conv_in(x)
+        pyramid: Map = x
+        skips: list[Map] = [h]
+        highs: list[Tensor | None] = []
+        for level in self.down:
+            h, pyramid, maps, high = level(h, pyramid, mods)
+            skips += maps
+            highs.append(high)
+        highs.pop()  # the coarsest level has no step down
+        h = self._middle(h, mods)
+        for level in self.up:
+            h = level(h, skips, highs, mods)
         out = self._unfold(self.conv_out(self.norm_out(h)))
         return torch.tanh(out) if self.config.tanh_out else out
 
-    def _control(self, styles: Tensor, biases: Tensor) -> list[BlockControl]:
-        """Each block's share of the conditions, in the order of execution."""
+    def _modulations(self, styles: Tensor, biases: Tensor) -> list[Modulation]:
+        """Each block's share of what z and t set, in the order of execution."""
         rows = styles.split(self.style_bank.sizes, dim=1)
         split = biases.split(self.time_bank.sizes, dim=1)
         return [
-            BlockControl._make((*rows[4 * i : 4 * i + 4], bias)) for i, bias in enumerate(split)
+            Modulation((rows[4 * i], rows[4 * i + 1]), (rows[4 * i + 2], rows[4 * i + 3]), bias)
+            for i, bias in enumerate(split)
         ]
-
-    def _time_biases(self, t: Tensor) -> Tensor:
-        """All time biases (N, sum of widths); for inference on the CPU out of a table."""
-        bank = self.time_bank
-        if (
-            t.is_cuda
-            or t.numel() == 0
-            or torch.is_grad_enabled()
-            or torch.is_autocast_enabled("cpu")
-            or torch.compiler.is_compiling()
-            or type(t) is not Tensor
-            or not 0 <= int(t.min()) <= int(t.max()) < TABLED_STEPS
-        ):
-            return bank.rows(self.time_embedding(t))
-        weights = bank.weight, bank.bias, bank.conv_bias
-        return self.time_table(*self.time_embedding.parameters(), *weights)[t]
 
     def down_levels(self) -> Sequence[DownLevel]:
         """The levels on the way down, finest first."""
@@ -259,32 +243,33 @@ class Generator(GeneratorBase):
         """The levels on the way up, coarsest first."""
         return cast(Sequence[UpLevel], self.up)
 
-    def _middle(self, h: FeatureMap, control: Sequence[BlockControl]) -> FeatureMap:
-        h = self.middle_attention(self.middle0(h, control))
-        return cast(FeatureMap, self.middle1(h, control))
+    def _middle(self, h: Map, mods: Sequence[Modulation]) -> Map:
+        h = self.middle_attention(self.middle0(h, mods[self.middle0.index]))
+        return self.middle1(h, mods[self.middle1.index])
 
-    def _next(self, in_channels: int, out_channels: int) -> int:
-        """The index of a new block; its norms join the banks."""
+    def _block_options(self, in_channels: int, out_channels: int) -> dict[str, Any]:
+        """Of a new block, which joins the banks."""
         self._block_widths.append((in_channels, out_channels))
-        return len(self._block_widths) - 1
+        index = len(self._block_widths) - 1
+        return {"index": index, "factor": self._factor, "dropout": self.config.dropout}
 
-    def _block(self, in_channels: int, out_channels: int, normed: bool = True) -> ResBlock:
-        index = self._next(in_channels, out_channels)
-        return ResBlock(index, in_channels, out_channels, normed=normed, **self._block_options)
+    def _block(self, in_channels: int, out_channels: int) -> ResBlock:
+        options = self._block_options(in_channels, out_channels)
+        return ResBlock(in_channels, out_channels, **options)
+
+    def _attention(self, channels: int) -> nn.Attention:
+        return nn.Attention(channels, nn.group_count(channels), factor=self._factor)
 
     def _down_block(self, channels: int) -> Block:
-        index = self._next(channels, channels)
-        options = self._block_options | {"normed": not self.config.input_pyramid}
-        return DownBlock(index, channels, fir=self.config.fir, **options)
+        options = self._block_options(channels, channels)
+        return DownBlock(channels, fir=self.config.fir, **options)
 
     def _up_block(self, channels: int, level: int) -> Block:
-        index = self._next(channels, channels)
-        options = self._block_options | {"normed": False}
-        return UpBlock(index, channels, fir=self.config.fir, **options)
+        options = self._block_options(channels, channels)
+        return UpBlock(channels, fir=self.config.fir, **options)
 
-    def _pyramid_down(self, in_channels: int, out_channels: int) -> nn.Module:
-        config = self.config
-        return PyramidDown(in_channels, out_channels, fir=config.fir, rescale=config.skip_rescale)
+    def _pyramid_down(self, in_channels: int, out_channels: int) -> torch.nn.Module:
+        return PyramidDown(in_channels, out_channels, fir=self.config.fir, factor=self._factor)
 
     def _fold(self, x: Tensor) -> Tensor:
         """Patches into channels, ordered (row, column, channel) within the patch."""

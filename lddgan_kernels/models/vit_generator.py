@@ -16,15 +16,13 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from lddgan_kernels import nn
 from lddgan_kernels._checks import like_layout, memory_format
-from lddgan_kernels._module_state import ModuleState
 from lddgan_kernels._options import Count, check
 from lddgan_kernels.models._generator_base import GeneratorBase
 from lddgan_kernels.models.generator_options import CommonOptions, LatentShape
-from lddgan_kernels.models.layers import Mapping, StyleBank, conv2d, group_count, timestep_embedding
-from lddgan_kernels.ops import ada_group_norm
 
 VIT_SIZES: dict[str, dict[str, int]] = {
     "tiny": {"depth": 5, "mlp_width": 1920},
@@ -69,50 +67,56 @@ class ViTConfig(CommonOptions, ViTOptions, LatentShape):
         return (self.resolution // self.patch_size) ** 2
 
 
-def _linear(in_features: int, out_features: int) -> nn.Linear:
+class ViTLinear(torch.nn.Linear):
     """A linear layer with the usual initialisation of transformers."""
-    layer = nn.Linear(in_features, out_features)
-    nn.init.normal_(layer.weight, std=0.02)
-    nn.init.zeros_(layer.bias)
-    return layer
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()  # a seed stands for the same network as ever
+        torch.nn.init.normal_(self.weight, std=0.02)
+        torch.nn.init.zeros_(self.bias)
 
 
-class ViTBlock(nn.Module):
+class LongSkip(ViTLinear):
+    """The linear layer of x and skip (N, T, width) side by side, without the concatenation."""
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:  # type: ignore[override]
+        weight, width = self.weight, x.shape[-1]
+        return F.linear(x, weight[:, :width], self.bias) + F.linear(skip, weight[:, width:])
+
+
+class TokenNorm(nn.AdaGroupNorm):
+    """Adaptive group norm of tokens (N, T, C), which are a channels_last image of T rows."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, activation=None)
+
+    def forward(self, x: Tensor, style: nn.Style) -> Tensor:  # type: ignore[override]
+        return super().forward(x.transpose(1, 2).unsqueeze(-1), style).squeeze(-1).transpose(1, 2)
+
+
+class ViTBlock(torch.nn.Module):
     """norm(z)-attention and norm(z)-MLP, both residual, on tokens (N, T, width)."""
 
     def __init__(self, config: ViTConfig, long_skip: bool) -> None:
         super().__init__()
         width = config.width
         self.num_heads = config.num_heads
-        self.groups = group_count(width)
-        self.skip = _linear(2 * width, width) if long_skip else None
-        self.qkv = _linear(width, 3 * width)
-        self.out = _linear(width, width)
-        self.mlp0 = _linear(width, config.mlp_width)
-        self.mlp1 = _linear(config.mlp_width, width)
+        self.norm0 = TokenNorm(width)
+        self.norm1 = TokenNorm(width)
+        self.skip = LongSkip(2 * width, width) if long_skip else None
+        self.qkv = ViTLinear(width, 3 * width)
+        self.out = ViTLinear(width, width)
+        self.mlp0 = ViTLinear(width, config.mlp_width)
+        self.mlp1 = ViTLinear(config.mlp_width, width)
 
     def forward(self, x: Tensor, styles: Sequence[Tensor], skip: Tensor | None) -> Tensor:
         """`styles`: scale and shift of both norms, (N, width) each."""
-        if self.skip is not None and skip is not None:
-            # The linear layer of the two concatenated, without the concatenation.
-            weight, width = self.skip.weight, x.shape[-1]
-            x = F.linear(x, weight[:, :width], self.skip.bias)
-            x = x + F.linear(skip, weight[:, width:])
-        x = x + self._attention(token_norm(x, styles[0], styles[1], self.groups))
-        h = token_norm(x, styles[2], styles[3], self.groups)
+        if self.skip is not None:
+            x = self.skip(x, skip)
+        h = self.qkv(self.norm0(x, (styles[0], styles[1])))
+        x = x + self.out(nn.attend(h, self.num_heads))
+        h = self.norm1(x, (styles[2], styles[3]))
         return x + self.mlp1(F.gelu(self.mlp0(h)))
-
-    def _attention(self, x: Tensor) -> Tensor:
-        heads = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k, v = heads.unbind(0)
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-
-
-def token_norm(x: Tensor, scale: Tensor, shift: Tensor, groups: int) -> Tensor:
-    """Adaptive group norm of tokens (N, T, C), which are a channels_last image of T rows."""
-    image = x.transpose(1, 2).unsqueeze(-1)
-    normed = ada_group_norm(image, scale, shift, groups, activation=None)
-    return normed.squeeze(-1).transpose(1, 2)
 
 
 class ViTGenerator(GeneratorBase):
@@ -127,18 +131,19 @@ class ViTGenerator(GeneratorBase):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__(config)
         width, patch_width = config.width, config.channels * config.patch_size**2
-        self.embed = _linear(patch_width, width)
-        self.positions = nn.Parameter(torch.empty(1, 1 + config.tokens, width))
-        nn.init.normal_(self.positions, std=0.02)
+        self.embed = ViTLinear(patch_width, width)
+        self.positions = torch.nn.Parameter(torch.empty(1, 1 + config.tokens, width))
+        torch.nn.init.normal_(self.positions, std=0.02)
         half = config.depth // 2
-        self.blocks = nn.ModuleList(ViTBlock(config, i > half) for i in range(config.depth))
-        self.predict = _linear(width, patch_width)
-        self.conv_out = conv2d(config.channels, config.channels, 3)
-        self.mapping = Mapping(config.z_dim, config.mapping_width, config.mapping_layers)
-        self.style_bank = StyleBank(config.mapping_width, [width] * (2 * config.depth + 1))
+        self.blocks = torch.nn.ModuleList(ViTBlock(config, i > half) for i in range(config.depth))
+        self.norm_out = TokenNorm(width)
+        self.predict = ViTLinear(width, patch_width)
+        self.conv_out = nn.Conv2d(config.channels, config.channels, 3, init_scale=1.0)
+        self.mapping = nn.Mapping(config.z_dim, config.mapping_width, config.mapping_layers)
+        self.style_bank = nn.StyleBank(config.mapping_width, [width] * (2 * config.depth + 1))
 
-    def _conditions(self, state: ModuleState | None, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        return self.replay(state, self._styles, z), timestep_embedding(t, self.config.width)
+    def _conditions(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self._styles(z), nn.timestep_embedding(t, self.config.width)
 
     def _predict(self, x: Tensor, style_rows: Tensor, step: Tensor) -> Tensor:
         config = self.config
@@ -151,7 +156,7 @@ class ViTGenerator(GeneratorBase):
             h = block(h, styles[4 * i : 4 * i + 4], skips.pop() if i > half else None)
             if i < half:
                 skips.append(h)
-        h = token_norm(h, styles[-2], styles[-1], group_count(config.width))
+        h = self.norm_out(h, (styles[-2], styles[-1]))
         image = like_layout(self._image(self.predict(h[:, 1:])), memory_format(x))
         h = self.conv_out(image)
         return torch.tanh(h) if config.tanh_out else h

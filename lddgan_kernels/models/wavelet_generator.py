@@ -7,44 +7,35 @@ bands are halved, so that the low band, then the mean of 2x2, keeps the range of
 """
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from lddgan_kernels._checks import like_layout, memory_format
-from lddgan_kernels.models.blocks import Block
-from lddgan_kernels.models.feature_map import FeatureMap
-from lddgan_kernels.models.generator import Generator, GeneratorConfig
-from lddgan_kernels.models.layers import BlockControl, conv2d, merge
-from lddgan_kernels.ops import haar_dwt2d, haar_idwt2d
-
-
-def split_bands(x: Tensor) -> tuple[Tensor, Tensor]:
-    """(low band, high bands) of x, halved; the low one in x's layout, which a slice has not."""
-    low, high = haar_dwt2d(x, 0.5).tensor_split([x.shape[1]], dim=1)
-    return like_layout(low, memory_format(x)), high
+from lddgan_kernels import nn
+from lddgan_kernels.models.blocks import Block, Modulation, ResBlock
+from lddgan_kernels.models.generator import Generator, GeneratorConfig, Map
+from lddgan_kernels.ops import haar_dwt2d
 
 
 class WaveletDownBlock(Block):
     """A ResBlock that halves the resolution after its first convolution; keeps the high bands."""
 
-    def __init__(self, index: int, channels: int, **options: Any) -> None:
-        super().__init__(index, channels, channels, shortcut=True, **options)
+    def __init__(self, channels: int, **options: Any) -> None:
+        super().__init__(channels, channels, **options)
+        self.norm0 = nn.AdaGroupNorm(channels)
+        self.haar = nn.Haar(0.5)
 
-    def forward(
-        self, given: FeatureMap, control: Sequence[BlockControl]
-    ) -> tuple[FeatureMap, Tensor]:
+    def forward(self, x: Map, mod: Modulation) -> tuple[nn.FeatureMap, Tensor]:
         """(output, high bands (N, 3C, H/2, W/2))."""
-        mine, folds = control[self.index], self.folds(given.x)
-        h = self.conv0(self.first_norm(given, mine))
-        # Time bias and convolution bias shift the low band alone, so the second norm adds them.
-        low, high = split_bands(h)
+        h = self.conv0(self.norm0(x, mod.norm0))
+        # The modulation's bias shifts the low band alone, so the second norm adds it.
+        low, high = self.haar(h)
+        h = self.dropout(self.norm1(low, mod.norm1, bias=mod.bias))
         # The shortcut's high bands are not used, and its halved low band is the mean of 2x2, which
         # commutes with the 1x1 convolution.
-        x = self.project(F.avg_pool2d(given.x, 2), folds=folds)
-        return self.finish(x, low, mine, folds=folds), high
+        return self.conv1(h, F.avg_pool2d(nn.as_tensor(x), 2), shortcut=self.shortcut), high
 
 
 class WaveletUpBlock(Block):
@@ -54,36 +45,35 @@ class WaveletUpBlock(Block):
         high_channels: of each high band that its WaveletDownBlock keeps.
     """
 
-    def __init__(self, index: int, channels: int, high_channels: int, **options: Any) -> None:
-        super().__init__(index, channels, channels, shortcut=True, **options)
-        self.conv_high = conv2d(3 * high_channels, 3 * channels, 3, groups=3)
+    def __init__(self, channels: int, high_channels: int, **options: Any) -> None:
+        super().__init__(channels, channels, **options)
+        self.norm0 = nn.AdaGroupNorm(channels)
+        self.conv_high = nn.Conv2d(3 * high_channels, 3 * channels, 3, groups=3, init_scale=1.0)
+        self.inverse = nn.InverseHaar(0.5)
 
-    def forward(
-        self, given: FeatureMap, control: Sequence[BlockControl], kept: Tensor
-    ) -> FeatureMap:
-        """The block on the given map, with the high bands `kept`."""
-        mine = control[self.index]
-        h = self.conv0(self.first_norm(given, mine))
-        high = self.conv_high(kept)
-        h = haar_idwt2d(torch.cat([h, high], dim=1), 2.0)
-        x = haar_idwt2d(torch.cat([self.project(given.x), high], dim=1), 2.0)
-        return self.finish(x, h, mine)
+    def forward(self, x: Map, mod: Modulation, high: Tensor) -> nn.FeatureMap:
+        """The block on the map x, with the high bands of its WaveletDownBlock."""
+        assert self.shortcut is not None
+        h = self.conv0(self.norm0(x, mod.norm0))
+        high = self.conv_high(high)
+        h, s = self.inverse(h, high), self.inverse(self.shortcut(x), high)
+        h = self.dropout(self.norm1(h, mod.norm1, bias=mod.bias))
+        return self.conv1(h, s, shortcut=self.shortcut, projected=True)
 
 
-class WaveletPyramidDown(nn.Module):
+class WaveletPyramidDown(torch.nn.Module):
     """The input pyramid's step down: all four bands, then a 3x3 convolution, plus h.
 
-    The sum is over sqrt(2) where `rescale`.
+    The sum is times `factor`.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, rescale: bool) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, factor: float) -> None:
         super().__init__()
-        self.rescale = rescale
-        self.conv = conv2d(4 * in_channels, out_channels, 3)
+        self.factor = factor
+        self.conv = nn.LateBiasConv2d(4 * in_channels, out_channels, 3, init_scale=1.0)
 
-    def forward(self, x: Tensor, h: Tensor) -> FeatureMap:
-        x = self.conv(haar_dwt2d(x, 0.5), biased=False)
-        return merge(x, h, self.rescale, bias=self.conv.bias)
+    def forward(self, x: Map, h: Map) -> nn.FeatureMap:
+        return self.conv(haar_dwt2d(nn.as_tensor(x), 0.5)).plus(h, self.factor)
 
 
 class WaveletGenerator(Generator):
@@ -102,32 +92,24 @@ class WaveletGenerator(Generator):
                 f"got {config.resolution}"
             )
         super().__init__(config)
-        # The middle works on low bands: these outputs are split, or joined with other bands.
-        last = self.down_levels()[-1]
-        for part in (self.middle0, [*last.blocks, *last.attentions][-1]):
-            cast(Any, part).normed = False
+        self.haar, self.inverse = nn.Haar(0.5), nn.InverseHaar(0.5)
 
-    def _middle(self, h: FeatureMap, control: Sequence[BlockControl]) -> FeatureMap:
-        h = self.middle_attention(self._on_low_band(self.middle0, h, control))
-        return self._on_low_band(self.middle1, self.middle1(h, control), control)
+    def _middle(self, h: Map, mods: Sequence[Modulation]) -> Map:
+        h = self._on_low_band(self.middle0, h, mods)
+        h = self.middle1(self.middle_attention(h), mods[self.middle1.index])
+        return self._on_low_band(self.middle1, h, mods)
 
-    def _on_low_band(
-        self, block: Block, h: FeatureMap, control: Sequence[BlockControl]
-    ) -> FeatureMap:
-        low, high = split_bands(h.x)
-        low = block(FeatureMap(low), control).x
-        return FeatureMap(haar_idwt2d(torch.cat([low, high], dim=1), 2.0))
+    def _on_low_band(self, block: ResBlock, h: Map, mods: Sequence[Modulation]) -> Tensor:
+        low, high = self.haar(h)
+        return self.inverse(nn.as_tensor(block(low, mods[block.index])), high)
 
     def _down_block(self, channels: int) -> Block:
-        options = self._block_options | {"normed": not self.config.input_pyramid}
-        return WaveletDownBlock(self._next(channels, channels), channels, **options)
+        return WaveletDownBlock(channels, **self._block_options(channels, channels))
 
     def _up_block(self, channels: int, level: int) -> Block:
         # The matching WaveletDownBlock ends the next finer level.
         high_channels = self.config.widths[level - 1]
-        index = self._next(channels, channels)
-        options = self._block_options | {"normed": False}
-        return WaveletUpBlock(index, channels, high_channels, **options)
+        return WaveletUpBlock(channels, high_channels, **self._block_options(channels, channels))
 
-    def _pyramid_down(self, in_channels: int, out_channels: int) -> nn.Module:
-        return WaveletPyramidDown(in_channels, out_channels, rescale=self.config.skip_rescale)
+    def _pyramid_down(self, in_channels: int, out_channels: int) -> torch.nn.Module:
+        return WaveletPyramidDown(in_channels, out_channels, factor=self._factor)

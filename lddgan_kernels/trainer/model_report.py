@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from lddgan_kernels.models.summary import Summary, summarize
+from lddgan_kernels.nn.summary import Summary, summarize
 from lddgan_kernels.trainer import config_file, networks
 from lddgan_kernels.trainer.config import Config
 

@@ -49,8 +49,7 @@ def test_predictors_keep_the_error_rule(kind, layout, dtype):
         t = torch.arange(STEPS)[:, None].repeat(1, count)
         z = torch.randn(STEPS, count, 7).to(dtype)
         x = torch.randn(count, *SHAPE).to(dtype).contiguous(memory_format=layout)
-        for _ in range(3):  # as it is, recorded, replayed
-            images = [predict(x) for predict in generator.predictors(t, z)]
+        images = [predict(x) for predict in generator.predictors(t, z)]
         for i, image in enumerate(images):
             assert image.is_contiguous(memory_format=layout)
             with use_backend("reference"):
@@ -120,6 +119,27 @@ def test_weights_changed_between_samples_are_seen(kind):
     after = draw(generator)
     assert not torch.equal(after, before)
     torch.testing.assert_close(after, draw(step_by_step(generator)), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+def test_predictors_of_other_weights_raise(kind):
+    generator = build(kind)
+    t, z = torch.arange(STEPS)[:, None], torch.randn(STEPS, 1, 7)
+    x = torch.randn(1, *SHAPE)
+    predict = generator.predictors(t, z)[0]
+    # What x alone goes through is read in the call.
+    generator.conv_out.weight.mul_(2)
+    torch.testing.assert_close(predict(x), generator(x, t[0], z[0]), rtol=1e-4, atol=1e-5)
+    changes = [generator.mapping.layers[0].weight, generator.style_bank.bias]
+    if kind is not ViTGenerator:
+        changes += [generator.time_embedding.linear1.bias, generator.time_bank.conv_bias]
+    for weight in changes:
+        predict = generator.predictors(t, z)[0]
+        predict(x)
+        weight.add_(1)
+        with pytest.raises(RuntimeError, match="predictors must be asked for again"):
+            predict(x)
 
 
 def test_bad_inputs():

@@ -8,7 +8,6 @@ from torch import nn
 from lddgan_kernels import use_backend
 from lddgan_kernels.interop.autoencoder import autoencoder_options, load_autoencoder
 from lddgan_kernels.models.autoencoder import Autoencoder, AutoencoderConfig
-from lddgan_kernels.models.autoencoder_layers import num_groups
 from lddgan_kernels.testing import assert_error_rule, relative_error
 from tests.conftest import shared_path
 
@@ -133,13 +132,6 @@ def test_quantizer_loss_and_start():
     used = torch.zeros(16, dtype=torch.bool).index_fill(0, indices.flatten(), True)
     assert grad[used].abs().sum(1).min() > 0
     assert grad[~used].abs().sum() == 0
-
-
-@pytest.mark.parametrize(
-    ("channels", "groups"), [(32, 32), (128, 32), (8, 8), (48, 24), (33, 11), (37, 1)]
-)
-def test_group_count(channels, groups):
-    assert num_groups(channels) == groups
 
 
 def test_attention_follows_the_resolution():

@@ -5,9 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck, gradgradcheck
 
-from lddgan_kernels import use_backend
 from lddgan_kernels._extension import build_info
-from lddgan_kernels.models.conv3x3 import Conv3x3
 from lddgan_kernels.ops import conv3x3
 from lddgan_kernels.ops.conv3x3 import pack_conv3x3, uses_winograd
 from lddgan_kernels.testing import assert_error_rule
@@ -113,18 +111,6 @@ def test_whole_and_split_sums(backend, dtype, monkeypatch):
         x, weight, bias, residual = given
         out = conv3x3(x, weight, bias, residual=residual, backend=backend)
         assert_error_rule(out, plain(*given), exact)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_the_layer_adds_biases_and_residual(backend):
-    x, weight, bias, residual = tensors(2, 8, 12, 4, 5, backend=backend)
-    layer = Conv3x3(8, 12).to(x.device, memory_format=CL)
-    with torch.no_grad():
-        layer.weight.copy_(weight)
-    given = x, weight, (layer.bias + bias).detach(), residual
-    exact = plain(*(t.double() for t in given))
-    with use_backend(backend):
-        assert_error_rule(layer(x, residual, bias), plain(*given), exact)
 
 
 @native

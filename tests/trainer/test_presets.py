@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lddgan_kernels.models import ViTGenerator, WaveletGenerator
-from lddgan_kernels.models.summary import summarize
+from lddgan_kernels.nn.summary import summarize
 from lddgan_kernels.trainer import config_file, networks
 from lddgan_kernels.trainer.gan_stage import GanStage
 

@@ -8,9 +8,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lddgan_kernels import use_backend
-from lddgan_kernels.diffusion import Schedule, graph, sample
+from lddgan_kernels.diffusion import Schedule, cuda_graph, sample
 from lddgan_kernels.models import Generator, GeneratorConfig, ViTGenerator, WaveletGenerator
-from tests.diffusion.test_graph import (
+from tests.diffusion.test_sampler import (
     CHANGES,
     SHAPE,
     VIT,
@@ -28,7 +28,7 @@ CONVOLUTIONAL = GeneratorConfig(
     mapping_layers=1, mapping_width=16, attention_resolutions=(8,),
 )  # fmt: skip
 KINDS = [(Generator, CONVOLUTIONAL), (WaveletGenerator, CONVOLUTIONAL), (ViTGenerator, VIT)]
-CAPTURE = graph.CudaGraphs.capture
+CAPTURE = cuda_graph.CudaGraphs.capture
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 
@@ -42,7 +42,7 @@ def gpu(monkeypatch):
         counted.append(size)
         return CAPTURE(self, draw, size)
 
-    monkeypatch.setattr(graph.CudaGraphs, "capture", capture)
+    monkeypatch.setattr(cuda_graph.CudaGraphs, "capture", capture)
     return counted
 
 
@@ -56,7 +56,7 @@ def build_on_gpu(kind=Generator, config=CONVOLUTIONAL, **options):
 @pytest.mark.parametrize("count", [1, 3, 16, 17, 100])
 def test_replays_give_the_images_of_the_plain_path_on_a_gpu(gpu, kind, config, count):
     check(*build_on_gpu(kind, config), seeds_of(count))
-    assert gpu == [graph.bucket(count, 128)]
+    assert gpu == [cuda_graph.bucket(count, 128)]
 
 
 @needs_gpu

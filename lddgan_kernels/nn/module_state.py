@@ -1,6 +1,16 @@
-"""Whether modules are still what they were when a call of them was recorded."""
+"""Whether modules are still what they were."""
 
 from torch import nn
+from torch.nn.modules import module as _module
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether a forward hook would see a call of the module or of a part of it."""
+    return bool(
+        _module._global_forward_hooks
+        or _module._global_forward_pre_hooks
+        or any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
+    )
 
 
 class ModuleState:
@@ -11,17 +21,20 @@ class ModuleState:
     looked at.)
 
     Args:
-        modules: whose calls are to be recorded.
+        modules: whose calls are to be recorded, or whose results kept.
 
     Attributes:
-        recordable: whether they can be: there are no forward hooks, whose Python would be skipped,
-            and no inference tensors, whose changes PyTorch does not count.
+        recordable: whether calls can be recorded: there are no forward hooks, whose Python would be
+            skipped, and no inference tensors, whose changes PyTorch does not count.
+        trains: whether any part is in training mode.
     """
 
     def __init__(self, *modules: nn.Module) -> None:
         self._parts = [part for module in modules for part in module.modules()]
         self._modes = [part.training for part in self._parts]
+        self.trains = any(self._modes)
         self._hooks = [h for p in self._parts for h in (p._forward_hooks, p._forward_pre_hooks)]
+        self._hooks += [_module._global_forward_hooks, _module._global_forward_pre_hooks]
         self._children = [part._modules for part in self._parts]
         self._children_then = [dict(children) for children in self._children]
         self._owners = [owner for p in self._parts for owner in (p._parameters, p._buffers)]

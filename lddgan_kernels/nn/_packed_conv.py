@@ -6,19 +6,20 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from lddgan_kernels.models._derived import Derived
+from lddgan_kernels.nn.cached import Cached
+from lddgan_kernels.nn.tracing import is_traced
 from lddgan_kernels.ops import conv3x3, packed_conv2d
 from lddgan_kernels.ops.conv3x3 import pack_conv3x3, uses_winograd
-from lddgan_kernels.ops.packed_conv2d import PackedForms
+from lddgan_kernels.ops.packed_conv2d import PackedForms, packs
 
 Packed = TypeVar("Packed")
 
 
-class FrozenConv:
+class PackedConv:
     """factor * (conv2d(x, weight) + bias + more_bias) + residual, without gradients.
 
-    For a convolution that keeps the resolution, where `packs(x, weight)`. A changed weight is seen
-    (see `Derived`).
+    For a convolution that keeps the resolution, where it `suits(x, weight)`. A changed weight is
+    seen (see `Cached`).
 
     Args:
         factor: multiplied into weight and biases beforehand.
@@ -26,8 +27,15 @@ class FrozenConv:
     """
 
     def __init__(self, factor: float = 1.0, channels: slice = slice(None)) -> None:
-        self.onednn = Derived(partial(_pack, PackedForms, factor, channels))
-        self.winograd = Derived(partial(_pack, _for_winograd, factor, channels))
+        self.factor = factor
+        self.channels = channels
+        self.onednn: Cached[tuple[PackedForms, Tensor | None]] = Cached()
+        self.winograd: Cached[tuple[Tensor, Tensor | None]] = Cached()
+
+    @staticmethod
+    def suits(x: Tensor, weight: Tensor) -> bool:
+        """Whether such a convolution is better packed."""
+        return packs(x, weight) and not is_traced()
 
     def __call__(
         self,
@@ -40,10 +48,12 @@ class FrozenConv:
         overwrite: bool = False,
     ) -> Tensor:
         """The convolution; with `overwrite` the residual's memory may be reused."""
+        options = self.factor, self.channels
         if weight.shape[2] == 3 and uses_winograd(x, weight):
-            packed, total = self.winograd(weight, bias, more_bias)
+            make = partial(_pack, _for_winograd, *options)
+            packed, total = self.winograd(make, weight, bias, more_bias)
             return conv3x3(x, weight, total, residual=residual, packed=packed)
-        forms, total = self.onednn(weight, bias, more_bias)
+        forms, total = self.onednn(partial(_pack, PackedForms, *options), weight, bias, more_bias)
         return packed_conv2d(x, forms(x), total, residual=residual, overwrite=overwrite)
 
 

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from lddgan_kernels.models import Autoencoder, AutoencoderConfig, Generator, GeneratorConfig
-from lddgan_kernels.models.summary import summarize
+from lddgan_kernels.nn.summary import summarize
 
 
 class Small(nn.Module):
