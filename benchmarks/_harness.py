@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from lddgan_kernels import _extension
+from lddgan_kernels._bfloat16 import multiplies_bfloat16
 from lddgan_kernels.testing import INSTRUCTION_SETS
 
 RESULTS = Path(__file__).parent / "results"
@@ -86,6 +87,11 @@ def device_name() -> str:
 
 def _slug(name: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
+
+
+def network_dtypes() -> list[torch.dtype]:
+    """Those that networks are measured in: bfloat16 where the device multiplies it."""
+    return [torch.float32] + [torch.bfloat16] * multiplies_bfloat16(device())[0]
 
 
 def form_name(dtype: torch.dtype, layout: torch.memory_format) -> str:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import _peers
-from benchmarks._harness import Case, device, fresh_compile
+from benchmarks._harness import Case, device, fresh_compile, network_dtypes
 from lddgan_kernels.models import Autoencoder, AutoencoderConfig
 from lddgan_kernels.models.autoencoder_blocks import AttentionBlock, Level, ResnetBlock
 from lddgan_kernels.nn import GroupNorm
@@ -112,6 +112,8 @@ def cases() -> Iterator[Case]:
     model = Autoencoder(CHURCH).eval().requires_grad_(False).to(device())
     eager = copy.deepcopy(model)
     yield _case("float32", model, {"eager": eager, "compile": eager}, {"eager": 1.5})
+    if torch.bfloat16 not in network_dtypes():
+        return
     half = copy.deepcopy(model).bfloat16()
     fast = copy.deepcopy(half).to(memory_format=torch.channels_last)
     sides = {"eager float32": eager, "eager": half, "compile": half}

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
-from benchmarks._harness import Case, device
+from benchmarks._harness import Case, device, network_dtypes
 from lddgan_kernels.ops import packed_conv2d
 from lddgan_kernels.ops.packed_conv2d import pack_conv2d
 from lddgan_kernels.testing import assert_error_rule
@@ -17,7 +17,7 @@ SHAPES = ((128, 128, 16, 3), (256, 256, 8, 3), (512, 256, 4, 3), (256, 128, 16, 
 def cases() -> Iterator[Case]:
     if device().type != "cpu":
         return
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in network_dtypes():
         for n in (1, 16):
             for shape in SHAPES:
                 yield _case(n, *shape, dtype)

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import _limits, _peers
-from benchmarks._harness import Case, copy_bandwidth, device, run
+from benchmarks._harness import Case, copy_bandwidth, device, network_dtypes, run
 from benchmarks._plain_models import BEST, PUBLISHED, Form, plain
 from benchmarks.decoder import check_decoder
 from benchmarks.decoder import published as published_decoder
@@ -279,8 +279,9 @@ def _decoded(subject: Subject, full: Subject, batch: int) -> Case:
 def _cases(everything: bool) -> Iterator[Case]:
     gpu = device().type == "cuda"
     for preset in PRESETS if everything else PRESETS[:1]:
-        full, half = (Subject(preset, dtype) for dtype in (torch.float32, torch.bfloat16))
-        for subject in (full, half):
+        subjects = [Subject(preset, dtype) for dtype in network_dtypes()]
+        full = subjects[0]
+        for subject in subjects:
             for batch in (1, 16, 100) if gpu else (1, 16):
                 yield _case(subject, full, batch, everything)
                 # On two cores, 256 px take half a minute an image.
@@ -295,9 +296,9 @@ def _cases(everything: bool) -> Iterator[Case]:
 def main(everything: bool = False) -> None:
     """Runs the benchmark; its headline is the last line printed."""
     summary = run("sampling", _cases(everything), seconds=2.0)
-    full, half = (summary[f"cifar10 {dtype} batch 16"] for dtype in ("float32", "bfloat16"))
-    print(
-        f"sampling cifar10, batch 16, over the published form in float32: "
-        f"{full['published']['ratio']:.2f}x in float32, "
-        f"{half['published float32']['ratio']:.2f}x in bfloat16"
+    found = (
+        f"{sides[side]['ratio']:.2f}x in {dtype}"
+        for dtype, side in (("float32", "published"), ("bfloat16", "published float32"))
+        if (sides := summary.get(f"cifar10 {dtype} batch 16"))
     )
+    print(f"sampling cifar10, batch 16, over the published form in float32: {', '.join(found)}")

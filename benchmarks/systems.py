@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import _published_code
-from benchmarks._harness import Case, device, run
+from benchmarks._harness import Case, device, network_dtypes, run
 from benchmarks._plain_models import PUBLISHED
 from benchmarks.sampling import Subject
 from lddgan_kernels import use_backend
@@ -81,11 +81,12 @@ def _case(subject: Subject, batch: int, published: Published | None) -> Case:
 
 def _cases() -> Iterator[Case]:
     for preset, repository in SYSTEMS.items():
-        full, half = (Subject(preset, dtype) for dtype in (torch.float32, torch.bfloat16))
+        subjects = [Subject(preset, dtype) for dtype in network_dtypes()]
+        full = subjects[0]
         published = None
         if repository is not None and _published_code.folder() is not None:
             published = Published(full, repository)
-        for subject in (full, half):
+        for subject in subjects:
             for batch in (1, 16):
                 yield _case(subject, batch, published)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import _limits
-from benchmarks._harness import Case, device, run
+from benchmarks._harness import Case, device, network_dtypes, run
 from benchmarks._plain_models import BEST, PUBLISHED, Form, plain
 from benchmarks.sampling import PRESETS
 from lddgan_kernels.trainer import config_file, networks
@@ -61,7 +61,8 @@ def _compiled(preset: str, precision: str) -> GanStage:
 
 def _cases(everything: bool) -> Iterator[Case]:
     for preset in PRESETS if everything else PRESETS[:1]:
-        for precision in ("float32", "bfloat16"):
+        for dtype in network_dtypes():
+            precision = str(dtype).removeprefix("torch.")
             for penalty in (False, True):
                 yield _case(preset, precision, penalty, everything)
 

@@ -49,13 +49,6 @@ class Scratch {
 template <int kRows, bool kFetch>
 void multiply(const float* v, const float* u, int64_t depth, float* m, bool first) {
   Vec sums[kRows][2] = {};
-  if (!first) {
-#pragma GCC unroll 14
-    for (int r = 0; r < kRows; ++r) {
-      sums[r][0] = load(m + r * kConvPanel);
-      sums[r][1] = load(m + r * kConvPanel + kWidth);
-    }
-  }
   for (int64_t c = 0; c < depth; c += kConvLane, v += kRows * kConvLane) {
     for (int lane = 0; lane < kConvLane; ++lane, u += kConvPanel) {
       if constexpr (kFetch) {  // the next weights: they come from memory, in one stream
@@ -71,9 +64,9 @@ void multiply(const float* v, const float* u, int64_t depth, float* m, bool firs
     }
   }
 #pragma GCC unroll 14
-  for (int r = 0; r < kRows; ++r) {
-    store(m + r * kConvPanel, sums[r][0]);
-    store(m + r * kConvPanel + kWidth, sums[r][1]);
+  for (int r = 0; r < kRows; ++r, m += kConvPanel) {
+    store(m, first ? sums[r][0] : load(m) + sums[r][0]);
+    store(m + kWidth, first ? sums[r][1] : load(m + kWidth) + sums[r][1]);
   }
 }
 

@@ -20,14 +20,14 @@ from torch.utils._python_dispatch import _disable_current_modes
 from lddgan_kernels import _extension
 from lddgan_kernels._backend import select
 from lddgan_kernels._bfloat16 import multiplies_bfloat16
-from lddgan_kernels._checks import check_image, dense, fail, memory_format
+from lddgan_kernels._checks import check_image, fail
 
 KERNELS = ("cpu",)
 
 PANEL, LANE = 32, 16  # csrc/cpu/conv3x3.h
-# The most pixels of a batch at which our kernel is ahead, by kernel size: measured with AVX2 and
-# AVX-512. Past 31, Winograd's 3x3 is (conv3x3).
-_MOST_PIXELS = {1: 1024, 3: 31} if _extension.build_info().get("cpu_isa", "")[:3] == "avx" else {}
+# The most pixels of a batch at which our kernel is ahead or even (and more exact), by kernel
+# size: measured with AVX2 and AVX-512. From 32 on, Winograd's 3x3 is faster still (conv3x3).
+_MOST_PIXELS = {1: 1024, 3: 256} if _extension.build_info().get("cpu_isa", "")[:3] == "avx" else {}
 
 MOST_FORMS = 4  # of one weight, kept at once
 _MOST_SIZES = 64
@@ -107,7 +107,7 @@ def packs(x: Tensor, weight: Tensor) -> bool:
         and x.dtype in _DTYPES
         and (x.dtype == torch.float32 or multiplies_bfloat16(_CPU)[0])
         and x.numel() > 0
-        and (memory_format(x) is torch.channels_last or (x.shape[1] == 1 and dense(x) is x))
+        and x.is_contiguous(memory_format=torch.channels_last)  # vectors and one channel too
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()  # which packs by itself
         and select("packed_conv2d", x, None, KERNELS) == "cpu"
