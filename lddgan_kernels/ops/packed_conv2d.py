@@ -107,10 +107,10 @@ def packs(x: Tensor, weight: Tensor) -> bool:
         and x.dtype in _DTYPES
         and (x.dtype == torch.float32 or multiplies_bfloat16(_CPU)[0])
         and x.numel() > 0
-        and x.is_contiguous(memory_format=torch.channels_last)  # vectors and one channel too
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()  # which packs by itself
-        and select("packed_conv2d", x, None, KERNELS) == "cpu"
+        and select("packed_conv2d", x, None, KERNELS) == "cpu"  # not inside vmap either
+        and x.is_contiguous(memory_format=torch.channels_last)  # vectors and one channel too
     )
 
 
