@@ -69,12 +69,14 @@ def depends_on_instruction_set(item) -> bool:
     """Whether other processors may give another result: the CPU's kernels, models, a GAN step."""
     if "slow" in item.keywords or "compile" in item.name:
         return False
+    callspec = getattr(item, "callspec", None)
+    backend = callspec.params.get("backend") if callspec else None
     folder = item.path.parent.name
     if folder == "ops":
-        callspec = getattr(item, "callspec", None)
-        native = callspec is not None and callspec.params.get("backend") == "cpu"
-        return native or item.path.stem == "test_packed_conv2d"
-    return folder in ("nn", "models") or item.originalname == "test_options_of_a_step"
+        return backend == "cpu" or item.path.stem == "test_packed_conv2d"
+    if folder in ("nn", "models"):
+        return backend in (None, "cpu")
+    return item.originalname == "test_options_of_a_step"
 
 
 def pytest_collection_modifyitems(items):
