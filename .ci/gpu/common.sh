@@ -10,7 +10,8 @@ python=${PYTHON:-python3}
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}:$carried/site
 summary=()
 
-# A machine that has the extension's Python takes the one that was carried.
+# What was carried: Python packages, and the extension, for a machine that has its Python.
+[ -f "$carried/carried.tar.gz" ] && tar -xzf "$carried/carried.tar.gz" -C "$carried"
 for library in "$carried"/_C*.so; do
   [ -e "$library" ] && cp "$library" lddgan_kernels/
 done
