@@ -43,7 +43,7 @@ inline ChannelRows rows_of(const char* name, const at::Tensor& rows, int64_t sam
                            int64_t channels) {
   bool one = rows.dim() == 1;
   TORCH_CHECK((one || (rows.dim() == 2 && rows.size(0) == samples)) && rows.size(-1) == channels &&
-                  (channels <= 1 || rows.stride(-1) == 1),
+                  (rows.numel() <= 1 || channels <= 1 || rows.stride(-1) == 1),
               "ada_group_norm: ", name, " must be of shape (", samples, ", ", channels, ") or (",
               channels, ",) with adjacent channels, got ", rows.sizes());
   return {rows.const_data_ptr(), one ? 0 : rows.stride(0), dtype_of(rows)};

@@ -78,6 +78,10 @@ struct UpfirdnNode : Node {
     variable_list out(1);
     if (!grads[0].defined()) return out;
     const at::Tensor taps_ = taps.unpack(), grad = dense(grads[0]);
+    if (height == 0 || width == 0) {  // no taps fit the adjoint of padding nothing
+      out[0] = grad.new_zeros_symint({grad.sym_size(0), grad.sym_size(1), height, width});
+      return out;
+    }
     c10::SymInt pad[] = {
         taps_.size(-1) - 1 - left, width * up - grad.sym_size(3) * down + left - up + 1,
         taps_.size(0) - 1 - top, height * up - grad.sym_size(2) * down + top - up + 1};

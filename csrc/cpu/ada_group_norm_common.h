@@ -146,6 +146,8 @@ LDDGAN_INLINE void sigmoid(const Vec (&x)[count], Vec (&s)[count]) {
 #endif
   each([&](int k) { s[k] = 1.0f / p[k]; });
 #endif
+  // What was clamped is zero: times a large x it would not be.
+  each([&](int k) { s[k] = select(x[k] < broadcast(-87.0f), Vec{}, s[k]); });
 }
 
 // v[k] = grad[k] act'(u[k])

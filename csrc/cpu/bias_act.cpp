@@ -8,13 +8,14 @@ namespace lddgan::LDDGAN_ISA {
 namespace {
 
 constexpr float kSlope = 0.2f;
-constexpr int64_t kGrain = 16384;      // elements a thread
+constexpr float kGone = -87.0f;    // below, a sigmoid is zero; -inf times it is NaN, as in PyTorch
+constexpr int64_t kGrain = 16384;  // elements a thread
 constexpr int64_t kRun = 32 * kWidth;  // elements summed before their sum joins the total
 
 template <bool kSilu>
 LDDGAN_INLINE Vec activate(Vec u) {
   if constexpr (kSilu) {
-    return silu(u);
+    return select(u < broadcast(kGone), u * 0.0f, silu(u));
   } else {
     return max(u, u * kSlope);
   }
@@ -23,7 +24,7 @@ LDDGAN_INLINE Vec activate(Vec u) {
 template <bool kSilu>
 LDDGAN_INLINE Vec derivative(Vec u) {
   if constexpr (kSilu) {
-    Vec s = sigmoid(u);
+    Vec s = select(u < broadcast(kGone), Vec{}, sigmoid(u));
     return s * (1.0f + u * (1.0f - s));
   } else {
     return select(u > Vec{}, broadcast(1), broadcast(kSlope));

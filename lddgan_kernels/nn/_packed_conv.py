@@ -8,8 +8,8 @@ from torch import Tensor
 
 from lddgan_kernels.nn.cached import Cached
 from lddgan_kernels.nn.tracing import is_traced
-from lddgan_kernels.ops import conv3x3, packed_conv2d
-from lddgan_kernels.ops.conv3x3 import pack_conv3x3, uses_winograd
+from lddgan_kernels.ops import packed_conv2d
+from lddgan_kernels.ops.conv3x3 import forward, pack_conv3x3, uses_winograd
 from lddgan_kernels.ops.packed_conv2d import PackedForms, packs
 
 Packed = TypeVar("Packed")
@@ -52,7 +52,7 @@ class PackedConv:
         if weight.shape[2] == 3 and uses_winograd(x, weight):
             make = partial(_pack, _for_winograd, *options)
             packed, total = self.winograd(make, weight, bias, more_bias)
-            return conv3x3(x, weight, total, residual=residual, packed=packed)
+            return forward(x, weight, packed, total, residual)
         forms, total = self.onednn(partial(_pack, PackedForms, *options), weight, bias, more_bias)
         return packed_conv2d(x, forms(x), total, residual=residual, overwrite=overwrite)
 

@@ -68,9 +68,11 @@ def conv3x3(
         packed = None
     elif packed is None:
         packed = pack_conv3x3(weight)
+    elif not _is_packed(packed, weight):
+        raise fail("conv3x3", "packed", "pack_conv3x3(weight)", "that of another weight")
     if torch.is_grad_enabled() and _needs_grad(x, weight, bias, residual):
         return _Conv3x3.apply(x, weight, bias, residual, packed)
-    return _forward(x, weight, packed, bias, residual)
+    return forward(x, weight, packed, bias, residual)
 
 
 def conv3x3_reference(
@@ -96,6 +98,12 @@ def pack_conv3x3(weight: Tensor) -> Tensor:
     Only for weights of which `uses_winograd` holds.
     """
     return torch.ops.lddgan.pack_conv3x3(weight.detach(), False)
+
+
+def _is_packed(packed: Tensor, weight: Tensor) -> bool:
+    """Whether the first filters agree, of which the first taps are packed as they are."""
+    first, plain = packed[0, 0, :, 0], weight.detach()[0, :, 0, 0]
+    return torch.equal(first.view(torch.int32), plain.view(torch.int32))  # NaN equals NaN
 
 
 def _suits_triton(x: Tensor, weight: Tensor) -> bool:
@@ -159,7 +167,7 @@ class _Conv3x3(torch.autograd.Function):
         packed: Tensor | None,
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _forward(x, weight, packed, bias, residual)
+        return forward(x, weight, packed, bias, residual)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -183,16 +191,18 @@ class _Conv3x3(torch.autograd.Function):
         return others[0] if grad_x is None else grad_x, others[1], others[2], grad_residual, None
 
 
-def _forward(
+def forward(
     x: Tensor,
     weight: Tensor,
     packed: Tensor | None,
     bias: Tensor | None,
     residual: Tensor | None,
 ) -> Tensor:
-    """Winograd's on the CPU, which has a packed weight, else Triton's."""
+    """Winograd's on the CPU, which has a packed weight, else Triton's; without checks."""
     if residual is not None:
         residual = like_layout(residual, torch.channels_last)
+    if bias is not None:
+        bias = bias.contiguous()
     if packed is None:
         from lddgan_kernels.triton import conv3x3 as kernel
 

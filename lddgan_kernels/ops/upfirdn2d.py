@@ -165,6 +165,8 @@ class _Triton(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         (taps,) = ctx.saved_tensors
         (_, _, h, w), up, down, (left, _, top, _), reversed = ctx.geometry
+        if h == 0 or w == 0:  # no taps fit the adjoint of padding nothing
+            return grad_out.new_zeros(*grad_out.shape[:2], h, w), *[None] * 5
         # The pads of the adjoint: what makes its result as large as x.
         _, _, out_h, out_w = grad_out.shape
         pad = (
