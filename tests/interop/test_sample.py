@@ -71,17 +71,24 @@ def as_pixels(images):
     return levels.permute(0, 2, 3, 1).numpy()
 
 
+def assert_same(actual, expected):
+    """Equal to float32 rounding, which can tip a level: other batches take other kernels."""
+    difference = np.abs(actual.astype(int) - expected)
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 0.01
+
+
 def test_ddgan(tmp_path):
     module = tiny(Generator, 3)
     expected = as_pixels(latents(module))
-    assert np.array_equal(run(tmp_path, save(tmp_path, module)), expected)
+    assert_same(run(tmp_path, save(tmp_path, module)), expected)
 
 
 def test_wddgan(tmp_path):
     module = tiny(WaveletGenerator, 12)
     flags = [*save(tmp_path, module), "--network", "WaveletNCSNpp"]
     expected = as_pixels(haar_idwt2d(latents(module), 2.0))
-    assert np.array_equal(run(tmp_path, flags), expected)
+    assert_same(run(tmp_path, flags), expected)
 
 
 @pytest.mark.parametrize("kl", [False, True])
@@ -102,7 +109,7 @@ def test_lddgan(tmp_path, kl):
     flags += ["--autoencoder-options", str(options)]
     with torch.no_grad():
         expected = as_pixels(autoencoder.decode(latents(module) * 2.5))
-    assert np.array_equal(run(tmp_path, flags), expected)
+    assert_same(run(tmp_path, flags), expected)
 
 
 def test_what_does_not_fit_is_said(tmp_path, capsys):
