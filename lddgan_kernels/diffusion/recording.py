@@ -78,7 +78,7 @@ class Recordings:
         if not _suits(inputs) or not self._knows(modules):
             return function(*inputs)
         key = tuple((x.shape, x.stride(), x.dtype) for x in inputs)
-        if key not in self._records:  # once may be all
+        if key not in self._records:  # recorded when it comes again
             if len(self._records) == MOST_SHAPES:
                 self._records.clear()
             self._records[key] = None

@@ -112,7 +112,7 @@ class Sampler:
             return self._draw(seeds.to(device))
         size = bucket(len(seeds), self._max_batch)
         key = size, self._resolved_dtype(), default_backend(), *autocast_state(device)
-        if key not in self._known:  # once may be all
+        if key not in self._known:  # captured when it comes again
             self._known[key] = None
             return self._draw(seeds.to(device))
         graph = self._known[key]

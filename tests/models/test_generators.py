@@ -31,6 +31,23 @@ def inputs(module, n=3, dtype=torch.float32):
     return x, torch.arange(n) % 4, torch.randn(n, config.z_dim, dtype=dtype)
 
 
+def test_weights_keep_the_names_of_checkpoints(kind):
+    names = set(make(kind).state_dict())
+    shared = {f"mapping.layers.{i}.{part}" for i in (0, 1) for part in ("weight", "bias")}
+    shared |= {"style_bank.weight", "style_bank.bias", "conv_out.weight", "conv_out.bias"}
+    assert shared <= names
+    if kind is ViTGenerator:
+        assert {"positions", "blocks.2.skip.weight", "blocks.0.qkv.bias", "predict.weight"} <= names
+        return
+    block = {f"up.0.blocks.0.{part}" for part in ("conv0.weight", "conv1.weight", "conv1.bias")}
+    block |= {"up.0.blocks.0.shortcut.weight", "up.0.blocks.0.shortcut.bias"}
+    assert {name for name in names if name.startswith("up.0.blocks.0.")} == block
+    attention = {f"middle_attention.{layer}.{part}" for layer in ("norm", "qkv", "out")
+                 for part in ("weight", "bias")}  # fmt: skip
+    assert {name for name in names if name.startswith("middle_attention.")} == attention
+    assert {"time_embedding.linear0.weight", "time_bank.conv_bias", "norm_out.weight"} <= names
+
+
 def test_fused_agrees_with_reference(kind):
     module = make(kind)
     x, t, z = inputs(module)
