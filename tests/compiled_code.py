@@ -12,7 +12,7 @@ from pathlib import Path
 LOAD = re.compile(r"\b(?:LDG|LDGSTS|UBLKCP|UTMALDG)\b(?:\.\w+)*")
 STORE = re.compile(r"\b(?:STG|UTMASTG)\b(?:\.\w+)*")
 SPILL = re.compile(r"\b(?:LDL|STL)\b")
-PRODUCT = re.compile(r"\b(?:HMMA|HGMMA)\b")  # tensor cores
+PRODUCT = re.compile(r"\b(?:HMMA|HGMMA|UTC\w*MMA)\b")  # tensor cores
 WIDE = re.compile(r"\.128\b|\.BYPASS|\bUBLKCP|\bUTMA")  # a bulk copy moves 16 bytes and more
 CLUSTER = re.compile(r"\bUCGABAR_(?:ARV|WAIT)\b")  # barriers of a cluster
 TRAP = re.compile(r"\bBPT\.TRAP\b")
