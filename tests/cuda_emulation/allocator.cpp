@@ -39,6 +39,7 @@ void release(void* p) {
       if (range.first == begin) range = {};
     }
   }
+  c10::profiledCPUMemoryReporter().Delete(p);
   c10::free_cpu(static_cast<char*>(p) - kZone);
 }
 
@@ -46,6 +47,7 @@ struct Guarded : c10::Allocator {
   c10::DataPtr allocate(size_t bytes) override {
     if (bytes == 0) return {nullptr, nullptr, &release, c10::Device(c10::kCPU)};
     char* p = static_cast<char*>(c10::alloc_cpu(bytes + 2 * kZone)) + kZone;
+    c10::profiledCPUMemoryReporter().New(p, bytes);
     auto begin = reinterpret_cast<uintptr_t>(p);
     std::lock_guard<std::mutex> guard(lock());
     ranges()[begin] = begin + bytes;
