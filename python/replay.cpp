@@ -1,4 +1,4 @@
-// Recorded operators, called one after the other without Python (lddgan_kernels/diffusion/recording.py).
+// Recorded operators, called one after the other without Python (diffusion/recording.py).
 #include "replay.h"
 
 #include <torch/csrc/Exceptions.h>
