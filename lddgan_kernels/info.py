@@ -19,6 +19,7 @@ import torch
 from lddgan_kernels import _backend, _extension, ops
 from lddgan_kernels._bfloat16 import multiplies_bfloat16
 from lddgan_kernels._version import __version__
+from lddgan_kernels.ops.packed_conv2d import MOST_FORMS
 from lddgan_kernels.trainer import command
 from lddgan_kernels.trainer.model_report import model_report
 from lddgan_kernels.trainer.speed import speed_report
@@ -75,6 +76,7 @@ def _extension_lines() -> list[str]:
     return [
         f"extension: compiled by {built['compiler']} against PyTorch {built['torch']}, {cuda}",
         f"CPU instruction set in use: {built['cpu_isa']}",
+        f"convolution weights packed for CPU inference: at most {MOST_FORMS} copies of each",
     ]
 
 

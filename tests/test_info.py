@@ -24,6 +24,13 @@ def test_every_op_and_backend_is_listed(capsys):
             assert rows[module.name][0] == "yes"
 
 
+@pytest.mark.skipif(not _extension.is_loaded(), reason="the extension is not compiled")
+def test_the_bound_on_packed_weights_is_told(capsys, monkeypatch):
+    monkeypatch.setattr(info, "MOST_FORMS", 7)
+    info.main([])
+    assert "packed for CPU inference: at most 7 copies of each" in capsys.readouterr().out
+
+
 def test_a_missing_extension_is_explained(capsys, monkeypatch):
     monkeypatch.setattr(_extension, "_C", None)
     monkeypatch.setattr(_extension, "_error", "undefined symbol: _ZN3c10")

@@ -248,3 +248,50 @@ def test_public_functions_take_at_most_ten_arguments():
                 count = len(names) - (names[:1] in (["self"], ["cls"], ["ctx"]))
                 jitted = layer(path) == "triton"  # launchers of kernels, not public
                 assert jitted or count <= 10, f"{path.name}: {node.name} takes {count} arguments"
+
+
+# The definition of a function: what it returns, its name, its parameters.
+CPP_FUNCTION = re.compile(r"([\w:<>, ]+?)[\s&]+(\w+)\(([^(){};]*)\)\s*(?:const )?(?:override )?\{")
+CUDA_PART = re.compile(r"^#ifdef LDDGAN_CUDA$.*?^#endif$", re.MULTILINE | re.DOTALL)
+
+
+def spellings(source):
+    """{(operator, whether for CUDA): the functions that repeat its argument list}, of a binding.
+
+    Not those that make the kernel's argument struct: the call does not go on through them.
+    """
+    text = re.sub(r"//.*", "", source)
+    operators = {
+        name: {argument.split("=")[0].split()[-1] for argument in arguments.split(",")}
+        for name, arguments in re.findall(r'"(\w+)\(([^()]*)\) ->', re.sub(r'"\s*"', "", text))
+    }
+    found = {}
+    cuda = " ".join(CUDA_PART.findall(text))
+    for for_cuda, part in ((False, CUDA_PART.sub("", text)), (True, cuda)):
+        for result, function, parameters in CPP_FUNCTION.findall(part):
+            names = {
+                parameter.split()[-1].strip("&*")
+                for parameter in parameters.split(",")
+                if parameter.strip()
+            }
+            spelled = [op for op, arguments in operators.items() if arguments <= names]
+            if spelled and not result.endswith("Args"):
+                longest = max(spelled, key=lambda op: len(operators[op]))
+                found.setdefault((longest, for_cuda), []).append(function)
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("python/*.cpp")), ids=lambda p: p.name)
+def test_hops_of_a_binding(path):
+    """Public function, three functions, kernel: four hops. More, and the arguments are a struct."""
+    for (operator, for_cuda), functions in spellings(path.read_text()).items():
+        most = 1 if for_cuda else 3  # one takes the place of the CPU's
+        assert len(functions) <= most, f"{operator} is spelled by {', '.join(functions)}"
+
+
+def test_hops_are_counted():
+    source = (ROOT / "python/upfirdn2d.cpp").read_text()
+    assert spellings(source) == {
+        ("upfirdn2d", False): ["upfirdn2d_cpu", "call", "with_gradient"],
+        ("upfirdn2d", True): ["upfirdn2d_on_cuda"],
+    }
