@@ -4,6 +4,7 @@ LDDGAN_BUILD=cuda|cpu|none chooses what to compile; unset, CUDA kernels are comp
 is a CUDA build and nvcc is present (no GPU is needed), CPU kernels otherwise. TORCH_CUDA_ARCH_LIST
 (such as "8.0;9.0") names the GPU architectures. Without PyTorch or a compiler the package installs
 without the extension and runs on its reference implementations; a build asked for by name fails.
+LDDGAN_SANITIZE=address,undefined compiles with these sanitizers (CONTRIBUTING.md, Tests).
 """
 
 import importlib.util
@@ -114,7 +115,8 @@ class CMakeBuild(build_ext):
     def compile(self, torch, nvcc, cmake, ninja):
         # One build folder a PyTorch and Python version, so that rebuilding is incremental.
         tag = f"{torch['version']}-py{sys.version_info.major}{sys.version_info.minor}"
-        build = ROOT / "build" / f"{tag}{'-cuda' if nvcc else ''}"
+        sanitize = os.environ.get("LDDGAN_SANITIZE", "")
+        build = ROOT / "build" / f"{tag}{'-cuda' if nvcc else ''}{'-sanitized' if sanitize else ''}"
         build.mkdir(parents=True, exist_ok=True)
         arguments = [
             f"-DTORCH_INCLUDE_DIRS={';'.join(torch['include'])}",
@@ -126,6 +128,7 @@ class CMakeBuild(build_ext):
             f"-DLDDGAN_SCHEMAS={find_schema_stamp()}",
             f"-DLDDGAN_CUDA={'ON' if nvcc else 'OFF'}",
             f"-DLDDGAN_EMULATE_CUDA={os.environ.get('LDDGAN_EMULATE_CUDA', 'OFF')}",
+            f"-DLDDGAN_SANITIZE={sanitize}",
         ]
         if nvcc:
             arguments.append(f"-DCMAKE_CUDA_COMPILER={nvcc}")
