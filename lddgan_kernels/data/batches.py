@@ -67,8 +67,8 @@ def epoch_order(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(indices, flips) of each batch of an epoch, from batch `start` on: int64 and bool (B,).
 
-    The ranks' batches are disjoint parts of one shuffled order, which only `seed` and `epoch`
-    decide; a set smaller than the global batch is repeated to fill it.
+    The order is shuffled as `seed` and `epoch` decide; a set smaller than the global batch is
+    repeated to fill it. A rank gets every `world_size`th image of each global batch.
     """
     if not 0 <= rank < world_size:
         raise fail("epoch_order", "rank", f"0..{world_size - 1}", rank)
@@ -78,10 +78,10 @@ def epoch_order(
     steps = steps_per_epoch(length, batch_size, world_size)
     total = steps * batch_size * world_size
     rounds = [torch.randperm(length, generator=generator) for _ in range(-(-total // length))]
-    order = torch.cat(rounds)[:total].view(steps, world_size, batch_size)
+    order = torch.cat(rounds)[:total].view(steps, batch_size, world_size)
     flips = torch.randint(0, 2, order.shape, generator=generator, dtype=torch.uint8).bool()
     for step in range(start, steps):
-        yield order[step, rank], flips[step, rank]
+        yield order[step, :, rank], flips[step, :, rank]
 
 
 def image_batches(

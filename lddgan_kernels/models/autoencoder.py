@@ -243,8 +243,10 @@ class Autoencoder(torch.nn.Module):
             z = self.quantizer(z)[0]
         return self.decoder(self.post_quant_conv(z))
 
-    def forward(self, x: Tensor) -> AutoencoderOutput:
-        """One training pass; a KL latent is sampled with PyTorch's default generator.
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> AutoencoderOutput:
+        """One training pass; a KL latent is sampled with `noise`, float32 normals of its shape.
+
+        Without `noise` they come from PyTorch's default generator.
 
         KL is summed over the latent, averaged over the batch and divided by the number of values
         of an image: beside an L1 loss averaged over those it weighs as published.
@@ -254,7 +256,8 @@ class Autoencoder(torch.nn.Module):
             mean, log_variance = z.float(), log_variance.float()
             variance = log_variance.exp()
             extra = 0.5 * (mean.square() + variance - 1.0 - log_variance).sum() / x.numel()
-            z = (mean + variance.sqrt() * torch.randn_like(mean)).to(z.dtype)
+            noise = torch.randn_like(mean) if noise is None else noise
+            z = (mean + variance.sqrt() * noise).to(z.dtype)
             return AutoencoderOutput(self.decode(z), z, extra)
         if self.quantizer is None:
             return AutoencoderOutput(self.decode(z), z, torch.zeros((), device=z.device))

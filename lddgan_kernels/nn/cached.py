@@ -28,9 +28,10 @@ class Cached(Generic[Value]):
     """cached(make, weights...) is make(weights...), made again only once a weight has changed.
 
     A change is seen by the weights' version counters, dtypes, devices or storages: optimizers,
-    `load_state_dict`, `copy_` and `.to` all show. (Writing through `weight.data` hides from PyTorch
-    and from this.) Where gradients flow through it to a weight, and where a call is traced, nothing
-    is kept. It is neither copied nor saved with its module. `make` must be the same in every call.
+    `load_state_dict`, `copy_` and `.to` all show. (Writing through `weight.data` or `.numpy()`
+    hides from PyTorch and from this: call `torch.autograd.graph.increment_version` then.) Where
+    gradients flow through it to a weight, and where a call is traced, nothing is kept. It is
+    neither copied nor saved with its module. `make` must be the same in every call.
 
     Args:
         differentiable: whether gradients flow through `make`.

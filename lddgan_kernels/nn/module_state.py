@@ -17,8 +17,8 @@ class ModuleState:
     """Parameters, buffers, submodules, forward hooks and training modes of some modules, as now.
 
     A change of them is seen: another weight, one written to or moved, another submodule, a hook.
-    (Writing through `weight.data` hides from PyTorch and from this; other attributes are not
-    looked at.)
+    (Writing through `weight.data` or `.numpy()` hides from PyTorch and from this: call
+    `torch.autograd.graph.increment_version` then. Other attributes are not looked at.)
 
     Args:
         modules: whose calls are to be recorded, or whose results kept.

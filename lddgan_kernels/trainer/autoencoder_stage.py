@@ -64,6 +64,7 @@ def autoencoder_step(
     batch: Tensor,
     step: int,
     autocast: torch.dtype | None = None,
+    noise: Tensor | None = None,
 ) -> Metrics:
     """One update of the autoencoder and, where the GAN takes part, of the discriminator.
 
@@ -71,6 +72,7 @@ def autoencoder_step(
         batch: images (N, C, H, W) in [-1, 1], float32, on the model's device.
         step: counted from 0.
         autocast: torch.bfloat16 for mixed precision; None: float32.
+        noise: of a KL latent (see `Autoencoder.forward`).
 
     Returns:
         0-dim tensors on the device, for the log: `loss`, `l1`, `extra`, and where they take part
@@ -81,7 +83,7 @@ def autoencoder_step(
     if loss.discriminator is not None:
         loss.discriminator.requires_grad_(False)
     with context:
-        output = model(batch)
+        output = model(batch, noise)
         total, metrics = loss.autoencoder(batch, output, model.last_layer, step)
     optimizer.zero_grad(set_to_none=True)
     total.backward()
@@ -99,9 +101,12 @@ def autoencoder_step(
 
 @torch.no_grad()
 def initialize_codebook(model: Autoencoder, batch: Tensor) -> None:
-    """Starts the codes, if there are any, from the latents of a first batch (as `batch` above)."""
+    """Starts the codes, if there are any, from the latents of a first batch (as `batch` above).
+
+    The latents are those of all processes, which must have the same random state.
+    """
     if model.quantizer is not None:
-        model.quantizer.initialize(model.encode(batch))
+        model.quantizer.initialize(distributed.gather(model.encode(batch)))
 
 
 class AutoencoderStage:
@@ -143,11 +148,23 @@ class AutoencoderStage:
             if optimizer is not None:
                 set_rate(optimizer, learning_rate(self.lr, schedule, index / self.steps))
         batch = batch.to(self.device, non_blocking=True).contiguous(memory_format=self.layout)
-        torch.manual_seed(step_seed(self.config.seed, self.name, index))
+        seed, rank = self.config.seed, distributed.rank()
+        torch.manual_seed(step_seed(seed, self.name, index))
         if index == 0:
             initialize_codebook(self.model, batch)
             distributed.share([self.model])
-        return autoencoder_step(self.model, self.loss, self.optimizers, batch, index, self.autocast)
+        noise = self._draw_noise() if self.model.config.kl else None
+        if rank > 0:  # dropout is each process's own
+            torch.manual_seed(step_seed(seed, self.name, index, rank))
+        return autoencoder_step(
+            self.model, self.loss, self.optimizers, batch, index, self.autocast, noise
+        )
+
+    def _draw_noise(self) -> Tensor:
+        """This process's part of a whole batch's noise of a KL latent."""
+        shape = (self.batch_size, *networks.latent_shape(self.config))
+        whole = torch.empty(shape, device=self.device, memory_format=self.layout).normal_()
+        return distributed.own(whole)
 
     def modules(self) -> dict[str, torch.nn.Module]:
         """The networks by name."""

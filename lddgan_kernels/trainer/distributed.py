@@ -3,6 +3,10 @@
 Gradients are averaged by one all-reduce right before each optimizer step, so penalties with double
 backward, adaptive loss weights and gradient accumulation need no care, and the loop is the same
 with one process.
+
+A process has every world-size-th image of a batch, from that of its rank on. So its groups in
+`minibatch_stddev`, which are strided too, are groups of the whole batch, and its k-th part of a
+batch is its share of the whole batch's k-th part.
 """
 
 import os
@@ -47,6 +51,21 @@ def rank() -> int:
 def world_size() -> int:
     """How many processes there are."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def own(whole: Tensor) -> Tensor:
+    """This process's entries of what there is one of for each image of a whole batch."""
+    return whole[rank() :: world_size()].clone() if dist.is_initialized() else whole
+
+
+def gather(share: Tensor) -> Tensor:
+    """The whole of which each process has its `own`, without gradients."""
+    if not dist.is_initialized():
+        return share
+    share = share.detach().contiguous()
+    shares = [torch.empty_like(share) for _ in range(world_size())]
+    dist.all_gather(shares, share)
+    return torch.stack(shares, dim=1).flatten(0, 1)
 
 
 def wait() -> None:

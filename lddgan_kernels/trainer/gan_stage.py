@@ -20,8 +20,9 @@ from lddgan_kernels.trainer.stage import Batches, step_seed
 class GanStage:
     """Generator, discriminator, their optimizers and the average.
 
-    All that is random in a step is a function of the configuration's seed, the step and the process
-    only, so a run that was stopped goes on as if it had not been.
+    All that is random in a step is a function of the configuration's seed and the step, so a run
+    that was stopped goes on as if it had not been. Noise and t are drawn for the whole batch, of
+    which each process takes its `distributed.own`; only dropout depends on the process.
 
     Args:
         config: what to train.
@@ -48,32 +49,31 @@ class GanStage:
         self.discriminator_optimizer = adam(self.discriminator, gan.lr_discriminator)
         self.schedule = networks.build_schedule(config, device)
         generator = torch.Generator().manual_seed(step_seed(config.seed, "gan noise", 0))
-        self.seeds = draw_seeds(self._part_size(), generator=generator).to(device)
-
-    def _part_size(self) -> int:
-        """Images that go through a network at once."""
-        return self.config.gan.batch_size // distributed.world_size() // self.config.gan.accumulate
+        self.part_size = gan.batch_size // gan.accumulate  # over all processes
+        seeds = draw_seeds(self.part_size, generator=generator)
+        self.seeds = distributed.own(seeds).to(device)
 
     def step(self, index: int, batch: Tensor) -> Metrics:
         """One iteration of the algorithm on a batch of this process: both networks' updates.
 
         The batch goes through in `accumulate` parts; each part of each half has noise of its own,
-        numbered by the `step` of the seeded noise.
+        numbered by the `step` of the seeded noise. Parts, and their noise, are those of the whole
+        batch, whatever the number of processes.
 
         Returns:
             The losses' metrics, still on the device.
         """
         gan, progress = self.config.gan, index / self.steps
         self._set_rates(progress)
-        torch.manual_seed(step_seed(self.config.seed, self.name, index))
+        all_t = self._draw_t(index)
         batch = batch.to(self.device, non_blocking=True).contiguous(memory_format=self.layout)
         parts = list(enumerate(batch.chunk(gan.accumulate), index * gan.accumulate))
         metrics: Metrics = {}
 
         # The discriminator learns to tell x_t from one drawn by way of the generator's x_0.
         penalize = gan.r1_gamma > 0 and index % gan.r1_every == 0
-        for i, x0 in parts:
-            t, x_t, x_next = self._diffuse(x0, 2 * i)
+        for (i, x0), t in zip(parts, all_t[0], strict=True):
+            x_t, x_next = self._diffuse(x0, t, 2 * i)
             with torch.no_grad():
                 _, fake = self._denoise(x_next, t, 2 * i)
             x_t.requires_grad_(penalize)
@@ -88,8 +88,8 @@ class GanStage:
 
         # The generator learns to pass for real, and to meet x_0.
         self.discriminator.requires_grad_(False)
-        for i, x0 in parts:
-            t, _, x_next = self._diffuse(x0, 2 * i + 1)
+        for (i, x0), t in zip(parts, all_t[1], strict=True):
+            _, x_next = self._diffuse(x0, t, 2 * i + 1)
             predicted, fake = self._denoise(x_next, t, 2 * i + 1)
             with autocast(self.config, self.device):
                 fake_logit = self.discriminator(fake, t, x_next)
@@ -101,20 +101,29 @@ class GanStage:
         self.ema.update(index)
         return metrics
 
-    def _diffuse(self, x0: Tensor, noise: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(t, x_t, x_{t+1}), t drawn for each sample."""
-        t = torch.randint(0, self.schedule.num_steps, (len(x0),), device=self.device)
-        return t, *diffuse_pair(x0, t, self.schedule, self.seeds[: len(x0)], step=noise)
+    def _draw_t(self, index: int) -> list[list[Tensor]]:
+        """The t of each image, by half of the step and part; sets PyTorch's seed for the step."""
+        seed, name, rank = self.config.seed, self.name, distributed.rank()
+        torch.manual_seed(step_seed(seed, name, index))
+        shape = (2, self.config.gan.accumulate, self.part_size)
+        whole = torch.randint(0, self.schedule.num_steps, shape, device=self.device)
+        if rank > 0:  # dropout is each process's own
+            torch.manual_seed(step_seed(seed, name, index, rank))
+        return [[distributed.own(t) for t in half] for half in whole]
+
+    def _diffuse(self, x0: Tensor, t: Tensor, noise: int) -> tuple[Tensor, Tensor]:
+        """(x_t, x_{t+1})."""
+        return diffuse_pair(x0, t, self.schedule, self.seeds, step=noise)
 
     def _denoise(self, x_next: Tensor, t: Tensor, noise: int) -> tuple[Tensor, Tensor]:
         """(predicted x_0, x_t drawn from it)."""
-        seeds = self.seeds[: len(x_next)]
         shape = (len(x_next), self.config.generator.z_dim)
-        z = seeded_normal(shape, seeds, STREAM_Z, step=noise)
+        z = seeded_normal(shape, self.seeds, STREAM_Z, step=noise)
         with autocast(self.config, self.device):
             predicted = self.generator(x_next, t, z)
         predicted = predicted.float().contiguous(memory_format=self.layout)
-        return predicted, posterior_sample(predicted, x_next, t, self.schedule, seeds, step=noise)
+        x_t = posterior_sample(predicted, x_next, t, self.schedule, self.seeds, step=noise)
+        return predicted, x_t
 
     def _backward(self, loss: Tensor, part: Metrics, metrics: Metrics) -> None:
         """Adds a part's gradients, and its metrics to those of the step."""

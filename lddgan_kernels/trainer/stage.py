@@ -5,7 +5,6 @@ from typing import Any, Protocol
 
 from torch import Tensor, device, nn
 
-from lddgan_kernels.trainer import distributed
 from lddgan_kernels.trainer.config import Config
 from lddgan_kernels.trainer.meter import Metrics
 
@@ -42,10 +41,11 @@ class Stage(Protocol):
         """Goes back to a state."""
 
 
-def step_seed(seed: int, stage: str, index: int) -> int:
-    """The seed of PyTorch's generators for one step in this process.
+def step_seed(seed: int, stage: str, index: int, rank: int = 0) -> int:
+    """The seed of PyTorch's generators for one step.
 
-    A step's randomness follows from it alone, so nothing of it need be in a checkpoint.
+    A step's randomness follows from it alone, so nothing of it need be in a checkpoint. Rank 0's is
+    that of what is drawn for a whole batch, by all processes alike.
     """
     start = sum(byte << 8 * (i % 4) for i, byte in enumerate(stage.encode()))
-    return ((seed * 1_000_003 + start) * 2**40 + index * 2**10 + distributed.rank()) % 2**63
+    return ((seed * 1_000_003 + start) * 2**40 + index * 2**10 + rank) % 2**63

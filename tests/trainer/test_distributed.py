@@ -1,16 +1,20 @@
 """What two processes compute together, in two processes."""
 
+import json
 import os
 import socket
 
+import pytest
 import torch
 import torch.multiprocessing as mp
 
 from lddgan_kernels.trainer import distributed
 from lddgan_kernels.trainer.meter import Meter
+from lddgan_kernels.trainer.run import train
+from tests.trainer.tiny import tiny
 
 
-def run(rank, port, results):
+def join(rank, port):
     os.environ |= {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
@@ -18,6 +22,18 @@ def run(rank, port, results):
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": "2",
     }
+
+
+def spawn(function, *arguments):
+    """Calls function(rank, port, *arguments) in two processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(function, (port, *arguments), nprocs=2)
+
+
+def run(rank, port, results):
+    join(rank, port)
     with distributed.processes("cpu") as device:
         torch.manual_seed(rank)
         net = torch.nn.Linear(3, 2)
@@ -41,12 +57,9 @@ def run(rank, port, results):
 
 
 def test_gradients_and_losses_are_averaged():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     with mp.Manager() as manager:
         results = manager.dict()
-        mp.spawn(run, (port, results), nprocs=2)
+        spawn(run, results)
         first, second = results[0], results[1]
     assert all(a.equal(b) for a, b in zip(first["start"], second["start"], strict=True))
     assert all(a.equal(b) for a, b in zip(first["end"], second["end"], strict=True))
@@ -60,3 +73,44 @@ def test_gradients_and_losses_are_averaged():
     for parameter, value in zip(net.parameters(), first["end"], strict=True):
         torch.testing.assert_close(parameter - parameter.grad, value)
     assert (first["mean"], first["any"]) == (0.5, True)
+
+
+# The patch GAN's batch norm sees a process's share, so there is none; R1 and weighted
+# reconstruction there are, and parts whose shares hold whole groups of the batch's statistic.
+COMMON = {
+    "precision": "float32",
+    "autoencoder_training": {"gan_start": None},
+    "log": {"every": 1, "sample_every": 9},
+}
+RUNS = {
+    "codebook": tiny(**COMMON),
+    "kl, accumulated": tiny(
+        autoencoder={"kl": True, "codebook_size": 0},
+        gan={"batch_size": 16, "accumulate": 2},
+        channels_last=True,
+        **COMMON,
+    ),
+}
+
+
+def train_one(rank, port, folder, name):
+    torch.set_num_threads(1)
+    join(rank, port)
+    train(RUNS[name], folder)
+
+
+def losses(folder):
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    other = ("kind", "stage", "seconds", "images_per_second")
+    return [{k: v for k, v in x.items() if k not in other} for x in lines if x["kind"] == "step"]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_one_process_and_two_have_the_same_losses(tmp_path, name):
+    """Data, codebook, noise and t are those of the whole batch."""
+    spawn(train_one, tmp_path / "two", name)
+    train(RUNS[name], tmp_path / "one")
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert len(one) > RUNS[name].autoencoder_training.steps
+    for a, b in zip(one, two, strict=True):
+        assert b == pytest.approx(a, rel=1e-4, abs=1e-4)
