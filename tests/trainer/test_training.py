@@ -223,7 +223,7 @@ def test_accumulation_sees_the_whole_batch():
     stage = gan_stage.GanStage(config, Batches(), torch.device("cpu"))
     seen = []
     real = stage._diffuse
-    stage._diffuse = lambda x0, noise: seen.append(x0) or real(x0, noise)
+    stage._diffuse = lambda x0, *rest: seen.append(x0) or real(x0, *rest)
     batch = torch.randn(8, 2, 8, 8).clamp(-1, 1)
     stage.step(0, batch)
     assert len(seen) == 4
