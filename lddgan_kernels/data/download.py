@@ -17,13 +17,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lddgan_kernels"
 
 
-def download(url: str, target: Path, *, md5: str) -> Path:
+def download(url: str, target: Path, *, md5: str = "", sha256: str = "") -> Path:
     """Fetches `url` to `target` unless it is there, with a progress bar; returns `target`.
 
     A download that was cut short goes on from `target.part`. The file appears under its name only
-    when whole and of the given MD5. Raises OSError where the server cannot be reached and
-    ValueError where the checksum differs (what came is deleted).
+    when whole and of the given MD5 or SHA-256. Raises OSError where the server cannot be reached
+    and ValueError where the checksum differs (what came is deleted).
     """
+    kind, wanted = ("SHA-256", sha256) if sha256 else ("MD5", md5)
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -35,13 +36,11 @@ def download(url: str, target: Path, *, md5: str) -> Path:
             f"download: {url} could not be fetched ({error}); run again to go on from "
             f"{part}, or fetch it yourself and put it at {target}"
         ) from error
-    found = hashlib.md5(usedforsecurity=False)
     with open(part, "rb") as file:
-        while chunk := file.read(CHUNK):
-            found.update(chunk)
-    if found.hexdigest() != md5:
+        found = hashlib.file_digest(file, "sha256" if sha256 else "md5").hexdigest()
+    if found != wanted:
         part.unlink()
-        raise ValueError(f"download: {url} must have MD5 {md5}, got {found.hexdigest()}")
+        raise ValueError(f"download: {url} must have {kind} {wanted}, got {found}")
     part.replace(target)
     return target
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lddgan_kernels._checks import check_tensor, fail
 from lddgan_kernels.data.digits import load_digits
+from lddgan_kernels.metrics.frechet import frechet_distance
 
 CONFIDENT = 0.9
 STEPS = 800
@@ -17,7 +18,7 @@ REFERENCES = 2000
 
 
 class DigitScores(NamedTuple):
-    """What `score_digits` found; shares and accuracy are fractions of 1."""
+    """What a judge found; shares and accuracy are fractions of 1."""
 
     share_confident: float
     """Samples classified with p > 0.9; the next three say how much that means."""
@@ -32,16 +33,69 @@ class DigitScores(NamedTuple):
     """The judge's, on held-out digits."""
 
 
-def score_digits(samples: Tensor) -> DigitScores:
-    """Judges (N, C, R, R) samples of the embedded digits, C = 1 or 3, R >= 8; about 5 seconds.
+class DigitJudge:
+    """A small convolutional classifier of the embedded digits, trained in about 5 seconds.
 
-    samples: uint8, or floating in [-1, 1].
+    It learns on the training split, enlarged to the samples' size and averaged down to 8x8 as the
+    samples are, and is tested on the held-out one. For scale it also sees 50:50 blends of two
+    different held-out digits and uniform noise. Runs on the CPU and gives the same figures every
+    time.
 
-    A small convolutional classifier is trained on the training split, enlarged to R and averaged
-    down to 8x8 as the samples are, and tested on the held-out one. For scale it also sees 50:50
-    blends of two different held-out digits and uniform noise. Runs on the CPU and gives the same
-    figures every time.
+    Args:
+        resolution: of the samples, 8 or more.
     """
+
+    def __init__(self, resolution: int) -> None:
+        if resolution < 8:
+            raise fail("DigitJudge", "resolution", "at least 8", resolution)
+        train, test = (load_digits(split, resolution) for split in ("train", "test"))
+        self._train, self._test, self._labels = (
+            _small(train.images),
+            _small(test.images),
+            test.labels,
+        )
+        self._judge = _train(self._train, train.labels)
+        self._real = self._features(self._train)
+
+    @torch.no_grad()
+    def scores(self, samples: Tensor) -> DigitScores:
+        """Of (N, 1 or 3, R, R) samples, uint8 or floating in [-1, 1]."""
+        x, judge = _checked(samples), self._judge
+        generator = torch.Generator().manual_seed(0)
+        first, second = torch.randint(0, len(self._test), (2, 2 * REFERENCES), generator=generator)
+        different = self._labels[first] != self._labels[second]
+        blends = ((self._test[first] + self._test[second]) / 2)[different][:REFERENCES]
+        noise = torch.rand(REFERENCES, 1, 8, 8, generator=generator)
+        copies = _nearest(x, self._train) / _nearest(self._test, self._train)
+        correct = judge(self._test).argmax(1) == self._labels
+        return DigitScores(
+            share_confident=_confident(judge, x),
+            share_confident_real=_confident(judge, self._test),
+            share_confident_blends=_confident(judge, blends),
+            share_confident_noise=_confident(judge, noise),
+            digit_shares=(judge(x).argmax(1).bincount(minlength=10) / len(x)).tolist(),
+            nearest_distance_ratio=copies.item(),
+            accuracy=correct.float().mean().item(),
+        )
+
+    def frechet_distance(self, samples: Tensor) -> float:
+        """Of the judge's 64 features of samples and of the training split."""
+        return frechet_distance(self._features(_checked(samples)), self._real)
+
+    @torch.no_grad()
+    def _features(self, x: Tensor) -> Tensor:
+        """What its last layer reads (N, 64)."""
+        return self._judge[:-1](x)
+
+
+def score_digits(samples: Tensor) -> DigitScores:
+    """`DigitJudge.scores` of (N, C, R, R) samples, C = 1 or 3, R >= 8, by a judge of their size."""
+    _checked(samples)
+    return DigitJudge(samples.shape[-1]).scores(samples)
+
+
+def _checked(samples: Tensor) -> Tensor:
+    """The samples as the judge sees them."""
     check_tensor("score_digits", "samples", samples)
     if samples.ndim != 4 or samples.shape[1] not in (1, 3) or min(samples.shape[2:]) < 8:
         raise fail("score_digits", "samples", "(N, 1 or 3, R, R), R >= 8", tuple(samples.shape))
@@ -49,26 +103,7 @@ def score_digits(samples: Tensor) -> DigitScores:
         raise fail("score_digits", "samples", "at least one", "none")
     if not samples.isfinite().all():
         raise fail("score_digits", "samples", "finite", "inf or NaN")
-    train, test = (load_digits(split, samples.shape[-1]) for split in ("train", "test"))
-    x_train, x_test, x = (_small(images) for images in (train.images, test.images, samples))
-    judge = _train(x_train, train.labels)
-    generator = torch.Generator().manual_seed(0)
-    first, second = torch.randint(0, len(x_test), (2, 2 * REFERENCES), generator=generator)
-    different = test.labels[first] != test.labels[second]
-    blends = ((x_test[first] + x_test[second]) / 2)[different][:REFERENCES]
-    noise = torch.rand(REFERENCES, 1, 8, 8, generator=generator)
-    with torch.no_grad():
-        read = judge(x).argmax(1)
-        correct = judge(x_test).argmax(1) == test.labels
-        return DigitScores(
-            share_confident=_confident(judge, x),
-            share_confident_real=_confident(judge, x_test),
-            share_confident_blends=_confident(judge, blends),
-            share_confident_noise=_confident(judge, noise),
-            digit_shares=(read.bincount(minlength=10) / len(x)).tolist(),
-            nearest_distance_ratio=(_nearest(x, x_train) / _nearest(x_test, x_train)).item(),
-            accuracy=correct.float().mean().item(),
-        )
+    return _small(samples)
 
 
 def _small(images: Tensor) -> Tensor:
@@ -78,7 +113,7 @@ def _small(images: Tensor) -> Tensor:
     return F.interpolate(x.mean(1, keepdim=True), (8, 8), mode="area")
 
 
-def _train(images: Tensor, labels: Tensor) -> nn.Module:
+def _train(images: Tensor, labels: Tensor) -> nn.Sequential:
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

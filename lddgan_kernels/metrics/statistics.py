@@ -10,8 +10,11 @@ from torch import Tensor
 from lddgan_kernels._checks import fail
 from lddgan_kernels.data.arrays import read_header
 from lddgan_kernels.data.pickles import load_arrays
+from lddgan_kernels.metrics.features import FeatureNetwork
 from lddgan_kernels.metrics.frechet import check_statistics
+from lddgan_kernels.metrics.moments import Moments
 
+FACTS = ("network", "resolution", "count")
 EXPECTED = "an .npz, or a .npy of a dict, with `mu` (D,) and `sigma` (D, D)"
 
 
@@ -36,6 +39,30 @@ def load_statistics(path: str | Path) -> tuple[Tensor, Tensor] | None:
     except Exception as error:  # a damaged or hostile file may raise anything
         raise fail("load_statistics", "path", EXPECTED, f"{path}: {error}") from None
     return mu, sigma
+
+
+def save_statistics(path: Path, moments: Moments, network: FeatureNetwork, resolution: int) -> None:
+    """Writes mu and sigma to an `.npz`, with what they are of: `network`, `resolution`, `count`."""
+    mu, sigma = moments.statistics()
+    held: dict[str, Any] = {"mu": mu.numpy(), "sigma": sigma.numpy()}
+    held |= {"network": network.name, "resolution": resolution, "count": moments.count}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            np.savez(file, **held)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def statistics_facts(path: str | Path) -> dict[str, Any]:
+    """What a file of statistics says that it is of; {} where it does not."""
+    path = Path(path).expanduser()
+    if path.suffix.lower() != ".npz":
+        return {}
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name].item() for name in FACTS if name in file.files}
 
 
 def _read_npz(path: Path) -> tuple[Any, Any] | None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lddgan_kernels.data import load_digits
-from lddgan_kernels.metrics import score_digits
+from lddgan_kernels.metrics import DigitJudge, score_digits
 
 
 def test_real_digits():
@@ -29,6 +29,15 @@ def test_copies_of_one_digit():
     scores = score_digits(sevens)
     assert scores.nearest_distance_ratio == 0
     assert scores.digit_shares[7] > 0.97
+
+
+def test_frechet_distance_of_the_judges_features():
+    test = load_digits("test", 16).images
+    judge = DigitJudge(16)
+    real, noise = judge.frechet_distance(test), judge.frechet_distance(torch.rand(300, 1, 16, 16))
+    sevens = judge.frechet_distance(test[load_digits("test", 16).labels == 7])
+    assert real < 0.1 * sevens
+    assert real < 0.1 * noise
 
 
 def test_bad_input():

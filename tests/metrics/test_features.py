@@ -1,13 +1,16 @@
 """Feature networks: architectures, loading, and real features against known statistics."""
 
+import hashlib
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from lddgan_kernels.metrics import extract_features, load_features
+from lddgan_kernels.metrics import KNOWN, extract_features, load_features
 from lddgan_kernels.metrics.efficientnet import EfficientNetLite0
 from lddgan_kernels.metrics.inception import FidInception
+from lddgan_kernels.metrics.vgg import VGG16
 from tests.conftest import shared_path
 
 
@@ -85,6 +88,83 @@ def test_inception_file(tmp_path):
         torch.testing.assert_close(features, network(x / 127.5 - 1))
 
 
+def test_vgg16(tmp_path):
+    """The whole network, and the file of its convolutions alone."""
+    network = VGG16()
+    head = {"classifier.6.weight": torch.randn(10, 4096), "classifier.6.bias": torch.randn(10)}
+    torch.save({**network.state_dict(), **head}, tmp_path / "vgg16.pth")
+    loaded = load_features(tmp_path / "vgg16.pth")
+    assert (loaded.name, loaded.features) == ("vgg16", 4096)
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    features = extract_features(loaded, [images])
+    assert features.shape == (2, 4096)
+    assert (features >= 0).all()
+    torch.testing.assert_close(
+        loaded.logits(features),
+        features @ head["classifier.6.weight"].T + head["classifier.6.bias"],
+    )
+    convolutions = {k: v.half() for k, v in network.state_dict().items() if "features" in k}
+    torch.save(convolutions, tmp_path / "convolutions.pth")
+    part = load_features(tmp_path / "convolutions.pth")
+    assert (part.name, part.features) == ("vgg16-conv", 512)
+    assert part.logits(torch.zeros(1, 512)) is None
+    assert extract_features(part, [images]).shape == (2, 512)
+
+
+class Scripted(torch.nn.Module):
+    """As StyleGAN's authors publish theirs: uint8 in, features if asked to."""
+
+    def __init__(self):
+        super().__init__()
+        self.output = torch.nn.Linear(3, 4)
+
+    def forward(self, x: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+        features = x.float().mean((2, 3))
+        return features if return_features else self.output(features)
+
+
+class Wrong(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.float()
+
+
+def test_torchscript(tmp_path):
+    torch.jit.script(Scripted()).save(tmp_path / "mine.pt")
+    network = load_features(tmp_path / "mine.pt")
+    assert (network.name, network.features) == ("mine", 3)
+    assert str(network.preparation) == "8 bits a channel, resized by the network itself"
+    images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    features = extract_features(network, [images])
+    torch.testing.assert_close(features, images.float().mean((2, 3)))
+    assert network.logits(features).shape == (4, 4)
+    torch.jit.script(Wrong()).save(tmp_path / "wrong.pt")
+    with pytest.raises(ValueError, match=r"a TorchScript module that returns \(N, D\), got"):
+        load_features(tmp_path / "wrong.pt")
+
+
+def test_files_by_name_and_their_checksums(tmp_path, monkeypatch):
+    monkeypatch.setenv("LDDGAN_CACHE", str(tmp_path))
+    folder = tmp_path / "features"
+    folder.mkdir()
+    for name in KNOWN:
+        (folder / KNOWN[name].file).write_bytes(b"other")
+        with pytest.raises(ValueError, match=f"a file of SHA-256 {KNOWN[name].sha256}, got "):
+            load_features(name)
+    torch.save(EfficientNetLite0().state_dict(), tmp_path / "w.pth")
+    digest = hashlib.sha256((tmp_path / "w.pth").read_bytes()).hexdigest()
+    named = tmp_path / f"mine-{digest[:8]}.pth"
+    (tmp_path / "w.pth").rename(named)
+    assert load_features(named).name == "efficientnet-lite0"
+    with open(named, "ab") as file:
+        file.write(b"x")
+    with pytest.raises(ValueError, match=f"a file of SHA-256 {digest[:8]}, got .*: fetch anew"):
+        load_features(named)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    (folder / KNOWN["efficientnet-lite0"].file).unlink()
+    with pytest.raises(FileNotFoundError, match="needs the file efficientnet-lite0-57934424.pth"):
+        load_features("efficientnet-lite0")
+
+
 def test_grey_images_and_batches(tmp_path):
     torch.save(randomised(EfficientNetLite0()).half().state_dict(), tmp_path / "w.pth")
     network = load_features(tmp_path / "w.pth")
@@ -100,7 +180,7 @@ def test_bad_input(tmp_path):
     with pytest.raises(FileNotFoundError, match="load_features: path must be a file of weights"):
         load_features(tmp_path / "none.pth")
     (tmp_path / "broken.pth").write_bytes(b"junk")
-    with pytest.raises(ValueError, match="weights of EfficientNet-lite0 or pt_inception.*broken"):
+    with pytest.raises(ValueError, match="weights of pt_inception-2015-12-05, VGG16 or .*broken"):
         load_features(tmp_path / "broken.pth")
     torch.save({"other.weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match=r"other.pth with \['other.weight'\]"):

@@ -67,6 +67,33 @@ def test_fewer_samples_than_features():
     assert frechet_distance(a, a * 2) == pytest.approx(1, abs=1e-12)
 
 
+@pytest.mark.parametrize("rank", [12, 5])
+def test_singular_covariances_against_scipy(rank):
+    """Its root of the product needs no full rank either, but rounds."""
+    linalg = pytest.importorskip("scipy.linalg")
+    fa, fb = random_factor(12, 0)[:, :rank], random_factor(12, 1)[:, :rank]
+    sa, sb = fa @ fa.T, fb @ fb.T
+    # The trace of the root is that of the root of the similar, symmetric product.
+    half = torch.from_numpy(linalg.sqrtm(sa.numpy()).real)
+    root = torch.from_numpy(linalg.sqrtm((half @ sb @ half).numpy()).real)
+    expected = (sa + sb - 2 * root).trace().item()
+    found = frechet_distance((torch.zeros(12), sa), (torch.zeros(12), sb))
+    assert found == pytest.approx(expected, abs=1e-6)
+    a = torch.randn(40, rank, dtype=torch.float64) @ fa.T
+    b = torch.randn(40, rank, dtype=torch.float64) @ fb.T
+    stored = feature_statistics(a), feature_statistics(b)
+    assert frechet_distance(*stored) == pytest.approx(frechet_distance(a, b), abs=1e-6)
+
+
+def test_rows_are_factorised_in_blocks(monkeypatch):
+    from lddgan_kernels.metrics import frechet
+
+    a, b = torch.randn(50, 6), torch.randn(41, 6)
+    whole = frechet_distance(a, b)
+    monkeypatch.setattr(frechet, "ROWS", 7)
+    assert frechet_distance(a, b) == pytest.approx(whole, rel=1e-12)
+
+
 def test_huge_means_and_half_precision():
     a = torch.randn(400, 5, dtype=torch.float64)
     b = torch.randn(400, 5, dtype=torch.float64) * 1.5

@@ -1,9 +1,9 @@
-"""Precision and recall against a double loop."""
+"""Neighbours of features against double loops."""
 
 import pytest
 import torch
 
-from lddgan_kernels.metrics import precision_recall
+from lddgan_kernels.metrics import nearest, neighbour_scores, precision_recall
 
 
 def brute_force(real, fake, k):
@@ -40,14 +40,48 @@ def test_ties_on_a_grid_count_as_inside(k):
 
 
 def test_blocks_do_not_matter(monkeypatch):
-    from lddgan_kernels.metrics import precision_recall as function
+    from lddgan_kernels.metrics import neighbours
 
-    module = __import__(function.__module__, fromlist=["BLOCK"])
     real, fake = torch.randn(37, 3), torch.randn(41, 3) * 0.5
-    whole = precision_recall(real, fake)
-    monkeypatch.setattr(module, "BLOCK", 130)
-    assert precision_recall(real, fake) == whole
-    assert whole == brute_force(real.double(), fake.double(), 3)
+    whole, closest = neighbour_scores(real, fake), nearest(fake, real, 2)
+    monkeypatch.setattr(neighbours, "BLOCK", 130)
+    assert neighbour_scores(real, fake) == whole
+    torch.testing.assert_close(nearest(fake, real, 2), closest)
+    assert whole[:2] == brute_force(real.double(), fake.double(), 3)
+
+
+@pytest.mark.parametrize("k", [1, 5])
+def test_density_and_coverage_against_a_double_loop(k):
+    real, fake = torch.randn(40, 3).double(), torch.randn(30, 3).double() * 0.6 + 0.3
+    radii = [
+        sorted((x - y).norm() for j, y in enumerate(real) if i != j)[k - 1]
+        for i, x in enumerate(real)
+    ]
+    inside = torch.tensor(
+        [[(x - y).norm() <= r for x, r in zip(real, radii, strict=True)] for y in fake]
+    )
+    found = neighbour_scores(real, fake, density_k=k)
+    assert found.density == pytest.approx(inside.sum().item() / (k * len(fake)))
+    assert found.coverage == inside.any(0).float().mean()
+
+
+def test_an_outlier_flatters_precision_but_not_density():
+    real = torch.cat([torch.randn(60, 4) * 0.1, torch.full((1, 4), 30.0)])
+    fake = torch.randn(50, 4) + 28
+    found = neighbour_scores(real, fake)
+    assert found.precision == 1.0
+    assert found.density < 0.3
+    assert found.coverage < 0.1
+
+
+def test_nearest_against_cdist():
+    a, b = torch.randn(9, 5).double(), torch.randn(20, 5).double()
+    distances, indices = nearest(a, b, 3)
+    expected = torch.cdist(a, b).sort(1)
+    torch.testing.assert_close(distances, expected.values[:, :3])
+    assert indices.equal(expected.indices[:, :3])
+    with pytest.raises(ValueError, match="k must be in 1..20, the number of others, got 21"):
+        nearest(a, b, 21)
 
 
 def test_a_point_on_the_surface_is_inside():
