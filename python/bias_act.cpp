@@ -6,6 +6,7 @@ namespace lddgan::bias_act {
 namespace {
 
 void check(const at::Tensor& x, const at::Tensor& bias) {
+  TORCH_CHECK(same_layout(x, x), "bias_act: x must be dense, got strides ", x.strides());
   TORCH_CHECK((x.dim() == 2 || x.dim() == 4) && bias.dim() == 1 && bias.size(0) == x.size(1),
               "bias_act: bias must be of shape (C,), got ", bias.sizes());
 }
@@ -31,8 +32,7 @@ std::tuple<at::Tensor, at::Tensor> bias_act_backward_cpu(const at::Tensor& grad,
                                                          const at::Tensor& x,
                                                          const at::Tensor& bias, bool silu) {
   check(x, bias);
-  TORCH_CHECK(grad.sizes() == x.sizes() && same_layout(grad, x),
-              "bias_act_backward: grad must match x's shape and layout");
+  TORCH_CHECK(alike(x, grad), "bias_act_backward: grad must match x's shape, dtype and layout");
   at::Tensor wide = widened(bias), grad_x = allocate_like(x);
   at::Tensor grad_bias = allocate({x.size(1)}, wide.options());
   int64_t chunks = bias_act_chunks(x.size(0), plane_of(x), innermost(x));

@@ -1,6 +1,4 @@
-#include "cpu/conv3x3.h"
-
-#include "torch_common.h"
+#include "conv_common.h"
 
 namespace lddgan::conv3x3 {
 namespace {
@@ -10,38 +8,18 @@ at::Tensor conv3x3_cpu(const at::Tensor& x, const at::Tensor& packed,
                        const std::optional<at::Tensor>& bias,
                        const std::optional<at::Tensor>& residual) {
   TORCH_CHECK(packed.dim() == 4 && packed.size(1) == 16 && packed.size(3) == kConvPanel &&
-                  packed.is_contiguous() && packed.size(2) % kConvLane == 0,
-              "conv3x3: packed must come from pack_conv3x3");
+                  packed.is_contiguous(),
+              "conv3x3: packed must come from pack_conv3x3, got ", packed.sizes());
   Conv3x3Args args{};
-  args.n = x.size(0);
-  args.h = x.size(2);
-  args.w = x.size(3);
-  args.c_in = packed.size(2);
-  args.c_out = packed.size(0) * kConvPanel;
-  TORCH_CHECK(x.size(1) == args.c_in && x.is_contiguous(at::MemoryFormat::ChannelsLast),
-              "conv3x3: x must be channels_last with ", args.c_in, " channels");
-  at::Tensor out =
-      allocate({args.n, args.c_out, args.h, args.w}, x.options(), at::MemoryFormat::ChannelsLast);
-  args.x = x.const_data_ptr<float>();
-  args.weight = packed.const_data_ptr<float>();
-  if (bias) {
-    TORCH_CHECK(bias->numel() == args.c_out && bias->is_contiguous(),
-                "conv3x3: bias must be of shape (", args.c_out, ",)");
-    args.bias = bias->const_data_ptr<float>();
-  }
-  if (residual) {
-    TORCH_CHECK(
-        residual->sizes() == out.sizes() && residual->is_contiguous(at::MemoryFormat::ChannelsLast),
-        "conv3x3: residual must be channels_last of shape ", out.sizes());
-    args.residual = residual->const_data_ptr<float>();
-  }
-  args.out = out.mutable_data_ptr<float>();
+  at::Tensor out = prepare_packed("conv3x3", x, packed, packed.size(2), bias, residual, args);
   if (out.numel() > 0) cpu::conv3x3(args);
   return out;
 }
 
 // Float32 (D, C, 3, 3) of any strides; `transposed`: of the convolution that passes gradients back.
 at::Tensor pack_conv3x3_cpu(const at::Tensor& weight, bool transposed) {
+  TORCH_CHECK(weight.dim() == 4 && weight.size(2) == 3 && weight.size(3) == 3,
+              "pack_conv3x3: weight must be of shape (D, C, 3, 3), got ", weight.sizes());
   const int out = transposed ? 1 : 0, in = 1 - out;
   PackConv3x3Args args{};
   args.c_out = weight.size(out);

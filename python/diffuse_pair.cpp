@@ -15,7 +15,17 @@ DiffusePairArgs prepare(const at::Tensor& x0, const at::Tensor& t, const at::Ten
                         const OptionalTensor& noise_t, const OptionalTensor& noise_next,
                         int64_t stream_t, int64_t stream_next, int64_t step, at::Tensor& x_t,
                         at::Tensor& x_next) {
-  TORCH_CHECK(
+  const char* op = "diffuse_pair";
+  check_image(op, x0);
+  check_alike(op, "noise_t", noise_t, x0);
+  check_alike(op, "noise_next", noise_next, x0);
+  check_row(op, "t", t, x0.size(0), x0);
+  check_row(op, "seeds", seeds, x0.size(0), x0);
+  check_row(op, "a_s", a_s, a_s.numel(), x0);
+  check_row(op, "sigmas", sigmas, a_s.numel(), x0);
+  check_row(op, "a_s_cum", a_s_cum, a_s.numel(), x0);
+  check_row(op, "sigmas_cum", sigmas_cum, a_s.numel(), x0);
+  TORCH_CHECK_VALUE(
       noise_t.has_value() == noise_next.has_value() && seeds.has_value() != noise_t.has_value(),
       "diffuse_pair: give seeds or both noises");
   x_t = allocate_like(x0);
@@ -44,10 +54,11 @@ std::tuple<at::Tensor, at::Tensor> diffuse_pair_cpu(
     const at::Tensor& a_s_cum, const at::Tensor& sigmas_cum, const OptionalTensor& seeds,
     const OptionalTensor& noise_t, const OptionalTensor& noise_next, int64_t stream_t,
     int64_t stream_next, int64_t step) {
-  check_t("diffuse_pair", t, a_s.numel() - 1);
   at::Tensor x_t, x_next;
-  cpu::diffuse_pair(prepare(x0, t, a_s, sigmas, a_s_cum, sigmas_cum, seeds, noise_t, noise_next,
-                            stream_t, stream_next, step, x_t, x_next));
+  DiffusePairArgs args = prepare(x0, t, a_s, sigmas, a_s_cum, sigmas_cum, seeds, noise_t,
+                                 noise_next, stream_t, stream_next, step, x_t, x_next);
+  check_t("diffuse_pair", t, a_s.numel() - 1);
+  cpu::diffuse_pair(args);
   return {x_t, x_next};
 }
 

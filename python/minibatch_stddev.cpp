@@ -13,6 +13,7 @@ at::MemoryFormat layout_of(const at::Tensor& x) {
 MinibatchStddevArgs prepare(const at::Tensor& x, int64_t members) {
   TORCH_CHECK(x.dim() == 4 && members > 0 && x.size(0) % members == 0,
               "minibatch_stddev: members must divide the batch, got ", members);
+  TORCH_CHECK(same_layout(x, x), "minibatch_stddev: x must be dense, got strides ", x.strides());
   bool channels_last = !x.is_contiguous();
   return {x.const_data_ptr(),
           nullptr,
@@ -44,8 +45,9 @@ at::Tensor minibatch_stddev_backward_cpu(const at::Tensor& grad, const at::Tenso
   MinibatchStddevArgs args = prepare(x, members);
   TORCH_CHECK(grad.dim() == 4 && grad.size(0) == x.size(0) && grad.size(1) == x.size(1) + 1 &&
                   grad.size(2) == x.size(2) && grad.size(3) == x.size(3) &&
-                  grad.is_contiguous(layout_of(x)),
-              "minibatch_stddev_backward: grad must be x with one channel more, in its layout");
+                  grad.is_contiguous(layout_of(x)) && grad.scalar_type() == x.scalar_type(),
+              "minibatch_stddev_backward: grad must be x with one channel more, of its dtype and "
+              "layout");
   at::Tensor out = allocate_like(x);
   if (x.numel() == 0) return out;
   at::Tensor partial = allocate({args.sets}, x.options().dtype(at::kDouble));

@@ -11,6 +11,7 @@ std::tuple<at::Tensor, at::Tensor> nearest_code_cpu(const at::Tensor& z,
   TORCH_CHECK(
       z.dim() == 4 && codebook.dim() == 2 && codebook.size(1) == z.size(1) && codebook.size(0) > 0,
       "nearest_code: codebook must be of shape (K, ", z.size(1), ")");
+  TORCH_CHECK(same_layout(z, z), "nearest_code: z must be dense, got strides ", z.strides());
   at::Tensor codes = codebook.to(at::kFloat).contiguous();
   at::Tensor quantised = allocate_like(z);
   at::Tensor indices = allocate({z.size(0), z.size(2), z.size(3)}, z.options().dtype(at::kLong));

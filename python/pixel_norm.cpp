@@ -19,8 +19,7 @@ at::Tensor pixel_norm_cpu(const at::Tensor& z) {
 
 at::Tensor pixel_norm_backward_cpu(const at::Tensor& grad, const at::Tensor& z) {
   check(z);
-  TORCH_CHECK(grad.sizes() == z.sizes() && grad.is_contiguous(),
-              "pixel_norm_backward: grad must be contiguous like z");
+  TORCH_CHECK(alike(z, grad), "pixel_norm_backward: grad must match z's shape, dtype and layout");
   at::Tensor out = allocate_like(z);
   cpu::pixel_norm_backward({z.const_data_ptr(), grad.const_data_ptr(), out.mutable_data_ptr(),
                             z.size(0), z.size(1), dtype_of(z)});

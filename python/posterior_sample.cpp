@@ -18,9 +18,17 @@ PosteriorSampleArgs prepare(const at::Tensor& x0, const at::Tensor& x_next, cons
                             const at::Tensor& log_variance, const OptionalTensor& seeds,
                             const OptionalTensor& noise, int64_t stream, int64_t step,
                             at::Tensor& out) {
-  TORCH_CHECK(x0.sizes() == x_next.sizes() && same_layout(x0, x_next),
-              "posterior_sample: x_next must match x0's shape and layout");
-  TORCH_CHECK(seeds.has_value() != noise.has_value(), "posterior_sample: give seeds or noise");
+  const char* op = "posterior_sample";
+  check_image(op, x0);
+  check_alike(op, "x_next", x_next, x0);
+  check_alike(op, "noise", noise, x0);
+  check_row(op, "t", t, x0.size(0), x0);
+  check_row(op, "seeds", seeds, x0.size(0), x0);
+  check_row(op, "coef1", coef1, coef1.numel(), x0);
+  check_row(op, "coef2", coef2, coef1.numel(), x0);
+  check_row(op, "log_variance", log_variance, coef1.numel(), x0);
+  TORCH_CHECK_VALUE(seeds.has_value() != noise.has_value(),
+                    "posterior_sample: give seeds or noise");
   out = allocate_like(x0);
   return {x0.const_data_ptr(),
           x_next.const_data_ptr(),
@@ -41,6 +49,11 @@ PosteriorSampleArgs prepare(const at::Tensor& x0, const at::Tensor& x_next, cons
 PosteriorSampleBackwardArgs prepare_backward(const at::Tensor& grad, const at::Tensor& t,
                                              const at::Tensor& coef1, const at::Tensor& coef2,
                                              at::Tensor& grad_x0, at::Tensor& grad_x_next) {
+  const char* op = "posterior_sample";
+  check_image(op, grad);
+  check_row(op, "t", t, grad.size(0), grad);
+  check_row(op, "coef1", coef1, coef1.numel(), grad);
+  check_row(op, "coef2", coef2, coef1.numel(), grad);
   grad_x0 = allocate_like(grad);
   grad_x_next = allocate_like(grad);
   Batch batch = batch_of(grad);
@@ -60,10 +73,11 @@ at::Tensor posterior_sample_cpu(const at::Tensor& x0, const at::Tensor& x_next, 
                                 const at::Tensor& coef1, const at::Tensor& coef2,
                                 const at::Tensor& log_variance, const OptionalTensor& seeds,
                                 const OptionalTensor& noise, int64_t stream, int64_t step) {
-  check_t("posterior_sample", t, coef1.numel());
   at::Tensor out;
-  cpu::posterior_sample(
-      prepare(x0, x_next, t, coef1, coef2, log_variance, seeds, noise, stream, step, out));
+  PosteriorSampleArgs args =
+      prepare(x0, x_next, t, coef1, coef2, log_variance, seeds, noise, stream, step, out);
+  check_t("posterior_sample", t, coef1.numel());
+  cpu::posterior_sample(args);
   return out;
 }
 
@@ -71,9 +85,10 @@ std::tuple<at::Tensor, at::Tensor> posterior_sample_backward_cpu(const at::Tenso
                                                                  const at::Tensor& t,
                                                                  const at::Tensor& coef1,
                                                                  const at::Tensor& coef2) {
-  check_t("posterior_sample", t, coef1.numel());
   at::Tensor grad_x0, grad_x_next;
-  cpu::posterior_sample_backward(prepare_backward(grad, t, coef1, coef2, grad_x0, grad_x_next));
+  PosteriorSampleBackwardArgs args = prepare_backward(grad, t, coef1, coef2, grad_x0, grad_x_next);
+  check_t("posterior_sample", t, coef1.numel());
+  cpu::posterior_sample_backward(args);
   return {grad_x0, grad_x_next};
 }
 

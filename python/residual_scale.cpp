@@ -10,10 +10,8 @@ using Optional = std::optional<at::Tensor>;
 // x, h and h2 share dtype, device, shape and dense strides (ops/residual_scale.py sees to it).
 ResidualScaleArgs prepare(const at::Tensor& x, const at::Tensor& h, const Optional& h2,
                           const Optional& bias, double factor, at::Tensor& out) {
-  TORCH_CHECK(x.sizes() == h.sizes() && same_layout(x, h),
-              "residual_scale: h must match x's shape and layout");
-  TORCH_CHECK(!h2 || (x.sizes() == h2->sizes() && same_layout(x, *h2)),
-              "residual_scale: h2 must match x's shape and layout");
+  TORCH_CHECK(alike(x, h), "residual_scale: h must match x's shape, dtype and layout");
+  TORCH_CHECK(!h2 || alike(x, *h2), "residual_scale: h2 must match x's shape, dtype and layout");
   TORCH_CHECK(!bias || (x.dim() == 4 && bias->dim() == 1 && bias->size(0) == x.size(1)),
               "residual_scale: bias must hold one value a channel of x");
   out = allocate_like(x);

@@ -8,6 +8,8 @@ namespace {
 // seeds: (N,) int64; shape: (N, ...) of the result (ops/seeded_normal.py sees to it).
 SeededNormalArgs prepare(at::IntArrayRef shape, const at::Tensor& seeds, int64_t stream,
                          int64_t step, at::ScalarType dtype, bool channels_last, at::Tensor& out) {
+  TORCH_CHECK(!shape.empty() && shape[0] == seeds.numel(),
+              "seeded_normal: shape must begin with the number of seeds, got ", shape);
   auto format = channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
   out = allocate(shape, seeds.options().dtype(dtype), format);
   int64_t size = 1;

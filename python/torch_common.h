@@ -47,6 +47,12 @@ inline bool same_layout(const at::Tensor& x, const at::Tensor& y) {
           y.is_contiguous(at::MemoryFormat::ChannelsLast));
 }
 
+// Whether a kernel that walks x may walk y beside it, and x itself is dense.
+inline bool alike(const at::Tensor& x, const at::Tensor& y) {
+  return x.sizes() == y.sizes() && same_layout(x, y) && x.scalar_type() == y.scalar_type() &&
+         x.device() == y.device();
+}
+
 // x itself where it is contiguous or channels_last; a contiguous copy of any other view.
 inline at::Tensor dense(const at::Tensor& x) { return same_layout(x, x) ? x : x.contiguous(); }
 

@@ -25,6 +25,17 @@ class ScheduleTables(Protocol):
     posterior_log_variance_clipped: Tensor
 
 
+_TABLES = {  # and how many entries they have beside T
+    "a_s": 1,
+    "sigmas": 1,
+    "a_s_cum": 1,
+    "sigmas_cum": 1,
+    "posterior_mean_coef1": 0,
+    "posterior_mean_coef2": 0,
+    "posterior_log_variance_clipped": 0,
+}
+
+
 def check_seeds(op: str, seeds: Tensor, count: int, device: torch.device) -> None:
     """`seeds` must be int64 of shape (count,) on `device`."""
     check_tensor(op, "seeds", seeds)
@@ -64,6 +75,10 @@ def check_steps(
         raise fail(op, "t", f"on {device} like x0", t.device)
     if schedule.a_s_cum.device != device:
         raise fail(op, "schedule", f"on {device} like x0", schedule.a_s_cum.device)
+    for name, more in _TABLES.items():
+        expected, entries = schedule.num_steps + more, len(getattr(schedule, name))
+        if entries != expected:
+            raise fail(op, f"schedule.{name}", f"of {expected} entries", entries)
     check_word(op, "step", step)
     if noise is None:
         if seeds is None:

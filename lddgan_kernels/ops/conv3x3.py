@@ -9,11 +9,12 @@ it must be named, as no GPU has compared it with PyTorch's yet. Gradient: any or
 convolution's).
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from lddgan_kernels import _extension
 from lddgan_kernels._backend import default_backend, select
@@ -45,8 +46,9 @@ def conv3x3(
         weight: (D, C, 3, 3) of x's dtype.
         bias: (D,) of x's dtype.
         residual: (N, D, H, W) of x's dtype.
-        packed: `pack_conv3x3(weight)`, to spare packing it in this call. It must be of this weight:
-            gradients are `weight`'s.
+        packed: `pack_conv3x3(weight)`, to spare packing it in this call. That of any other weight
+            is refused: what is known to be packed from this one, and not written to since, is
+            compared in one tap a filter, all else whole, at the cost of packing.
         backend: "reference", "cpu", "triton" or None: "cpu" on the CPU, else PyTorch's.
 
     Returns:
@@ -97,18 +99,53 @@ def pack_conv3x3(weight: Tensor) -> Tensor:
 
     Only for weights of which `uses_winograd` holds.
     """
-    return torch.ops.lddgan.pack_conv3x3(weight.detach(), False)
+    packed = torch.ops.lddgan.pack_conv3x3(weight.detach(), False)
+    _remember(packed, weight)
+    return packed
+
+
+class _Origin(NamedTuple):
+    """What a packed weight was made from, and how both were then."""
+
+    weight: Tensor  # shares its memory and version counter, and keeps the address from others
+    version: int
+    packed_version: int
+
+
+_origins = WeakTensorKeyDictionary()  # of packed weights
+
+
+def _remember(packed: Tensor, weight: Tensor) -> None:
+    if not (packed.is_inference() or weight.is_inference()):  # which have no version counters
+        _origins[packed] = _Origin(weight.detach(), weight._version, packed._version)
 
 
 def _is_packed(packed: Tensor, weight: Tensor) -> bool:
-    """Whether the first filters agree, of which the first taps are packed as they are.
+    """Whether it is of this weight, as that is now.
 
     Not looked at under a dispatch mode: fakes have no values, and a recording may read none.
     """
     if torch._C._len_torch_dispatch_stack():
         return True
-    first, plain = packed[0, 0, :, 0], weight.detach()[0, :, 0, 0]
-    return torch.equal(first.view(torch.int32), plain.view(torch.int32))  # NaN equals NaN
+    weight = weight.detach()
+    origin = _origins.get(packed)
+    if (
+        origin is not None
+        and origin.version == origin.weight._version
+        and origin.packed_version == packed._version
+        and origin.weight.is_set_to(weight)
+    ):
+        # Only writing behind PyTorch's back could have changed it: filters' first taps, which are
+        # packed as they are.
+        return _same(packed[:, 0, 0], weight[:, 0, 0, 0].view(-1, PANEL))
+    if not _same(packed, torch.ops.lddgan.pack_conv3x3(weight, False)):
+        return False
+    _remember(packed, weight)
+    return True
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a.view(torch.int32), b.view(torch.int32))  # NaN equals NaN
 
 
 def _suits_triton(x: Tensor, weight: Tensor) -> bool:

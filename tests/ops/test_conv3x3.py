@@ -179,9 +179,57 @@ def test_packed_once():
 @native
 def test_a_weight_packed_for_another():
     x, weight, *_ = tensors(4, 32, 64, 8, 8)
-    for other in (weight[:32], torch.randn(64, 48, 3, 3)):
+    one_tap = weight.clone()
+    one_tap[5, 3, 1, 1] += 1
+    for other in (weight[:32], torch.randn(64, 48, 3, 3), one_tap):
         with pytest.raises(ValueError, match="conv3x3: packed must be pack_conv3x3"):
             conv3x3(x, weight, packed=pack_conv3x3(other))
+
+
+def _one_tap(weight, packed):
+    weight[7, 2, 2, 1] += 1
+
+
+def _an_optimizer(weight, packed):
+    weight.grad = torch.ones_like(weight)
+    torch.optim.SGD([weight], lr=0.1, foreach=True).step()
+
+
+def _behind_pytorch(weight, packed):
+    weight.numpy()[...] *= 2
+
+
+def _the_packed_one(weight, packed):
+    packed[1, 5, 3, 7] += 1
+
+
+@native
+@pytest.mark.parametrize("write", [_one_tap, _an_optimizer, _behind_pytorch, _the_packed_one])
+def test_a_weight_written_to_since(write):
+    x, weight, *_ = tensors(4, 32, 64, 8, 8)
+    packed = pack_conv3x3(weight)
+    conv3x3(x, weight, packed=packed)
+    write(weight, packed)
+    for seen in (weight, weight.data, weight.clone()):
+        with pytest.raises(ValueError, match="conv3x3: packed must be pack_conv3x3"):
+            conv3x3(x, seen, packed=packed)
+    with torch.inference_mode():  # whose tensors count no versions
+        other = weight * 2
+        assert torch.equal(conv3x3(x, other, packed=pack_conv3x3(other)), conv3x3(x, other))
+        with pytest.raises(ValueError, match="conv3x3: packed must be pack_conv3x3"):
+            conv3x3(x, other, packed=packed)
+
+
+@native
+def test_an_equal_weight_is_as_good():
+    x, weight, *_ = tensors(4, 32, 64, 8, 8)
+    weight[0, 0] = torch.nan
+    packed = pack_conv3x3(weight.clone())
+    wanted = conv3x3(x, weight)
+    for _ in range(2):
+        torch.testing.assert_close(
+            conv3x3(x, weight, packed=packed), wanted, rtol=0, atol=0, equal_nan=True
+        )
 
 
 @native
