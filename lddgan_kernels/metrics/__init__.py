@@ -14,7 +14,7 @@ from lddgan_kernels.metrics.neighbours import (
     precision_recall,
 )
 from lddgan_kernels.metrics.scores import MEANINGS, score
-from lddgan_kernels.metrics.statistics import load_statistics, save_statistics
+from lddgan_kernels.metrics.statistics import load_statistics, save_statistics, statistics_facts
 
 __all__ = [
     "KNOWN",
@@ -40,4 +40,5 @@ __all__ = [
     "save_statistics",
     "score",
     "score_digits",
+    "statistics_facts",
 ]

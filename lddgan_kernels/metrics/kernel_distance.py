@@ -49,6 +49,8 @@ def kernel_distance(
         given = (subsets, subset_size)
         raise fail("kernel_distance", "subsets and subset_size", "at least 1 and 2", given)
     size = min(subset_size, len(fake), len(real))
+    if size == len(fake) == len(real):  # each subset is the whole set
+        subsets = 1
     random = np.random.RandomState(seed)
     found = []
     for _ in range(subsets):

@@ -116,7 +116,12 @@ class Log:
     grid: Count = 64
     """Samples in a grid."""
     scored: Whole = 1000
-    """Samples that are scored at the end, where the data set has a score."""
+    """Samples that are scored: by score_every, and at the end where the data set has a score."""
+    score_every: Whole = 0
+    """Steps between scores of samples against the training set; the generator with the least
+    Frechet distance is kept as best.safetensors. 0: none."""
+    features: str | None = None
+    """Feature network of score_every, as for evaluate; the digits need none."""
     tensorboard: bool = False
     """Also write TensorBoard events (needs tensorboard)."""
 

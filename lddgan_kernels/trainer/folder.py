@@ -25,10 +25,12 @@ class RunFolder:
         self.log = path / "log.jsonl"
         self.report = path / "report.html"
         self.samples = path / "samples"
+        self.statistics = path / "statistics.npz"
         self.latents = path / "latents.bin"
         self.state = path / "checkpoints" / "last.pt"
         self.autoencoder = path / "checkpoints" / "autoencoder.safetensors"
         self.generator = path / "checkpoints" / "generator.safetensors"
+        self.best = path / "checkpoints" / "best.safetensors"
         self._locked: int | None = None
 
     def going_on(self, config: Config) -> Config:

@@ -1,6 +1,7 @@
 """The log of a run: lines for a person, `log.jsonl` for a program, TensorBoard if asked."""
 
 import json
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -44,6 +45,7 @@ class RunLog:
         self, folder: RunFolder, seconds: float = 0.0, size: int = 0, tensorboard: bool = False
     ) -> None:
         self._began = time.perf_counter() - seconds
+        self._path = folder.log
         self._writer: Any = None
         self._file: Any = None
         if distributed.rank() > 0:
@@ -97,12 +99,42 @@ class RunLog:
             for name, value in means.items():
                 self._writer.add_scalar(f"{stage}/{name}", value, done)
 
+    def scores(self, step: int, images: int, scorer: str, scores: Mapping[str, float]) -> None:
+        """Scores of the samples after so many steps and training images, and who gave them."""
+        facts = {name: float(f"{value:.6g}") for name, value in scores.items()}
+        self.write("scores", step=step, images=images, scorer=scorer, **facts)
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in scores.items())
+        self.say(f"scores at step {step} ({scorer})  {shown}")
+        if self._writer is not None:
+            for name, value in scores.items():
+                self._writer.add_scalar(f"scores/{name}", value, step)
+
+    def best(self, scorer: str, name: str) -> float:
+        """The least score of a name so far, by one scorer; infinite where there is none."""
+        found = [math.inf]
+        for line in read_lines(self._path):
+            if line["kind"] == "scores" and line.get("scorer") == scorer:
+                found += [line[name]] if isinstance(line.get(name), float) else []
+        return min(found)
+
     def close(self) -> None:
         """Ends the log."""
         if self._file is not None:
             self._file.close()
         if self._writer is not None:
             self._writer.close()
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log; those that somebody spoilt are left out."""
+    found = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+            found += [line] if isinstance(line, dict) and "kind" in line else []
+        except ValueError:
+            continue
+    return found
 
 
 def _whole_lines(path: Path, size: int) -> int:

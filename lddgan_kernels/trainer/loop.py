@@ -22,11 +22,13 @@ def run_stage(
     log: RunLog,
     stop: StopRequest,
     picture: Callable[[int], None],
+    score: Callable[[int], None] | None = None,
 ) -> None:
     """Trains a stage to its end, from its checkpoint on where there is one.
 
     Args:
         picture: draws what can be seen after so many steps; called in all processes.
+        score: likewise, scores it; every `log.score_every` steps.
 
     Raises:
         NotFinite: a loss or weight is NaN or infinite; the last good checkpoint stays.
@@ -61,10 +63,16 @@ def run_stage(
                 speed = stage.batch_size * (done - counted) / (now - began)
                 began, counted = now, done
                 log.step(stage.name, done, stage.steps, means, speed)
-            if done % log_config.sample_every == 0 or done == stage.steps:
+            paused = time.perf_counter()
+            last = done == stage.steps
+            # First: the picture's report shows the score.
+            if score is not None and (done % log_config.score_every == 0 or last):
+                score(done)
+            if done % log_config.sample_every == 0 or last:
                 picture(done)
             if save:
                 checkpoint.save(stage, done, log.seconds(), log.size())
+            began += time.perf_counter() - paused  # images a second are those of the training
             if stopping and done < stage.steps:
                 raise Interrupted(f"stopped at step {done} of {stage.steps} of stage {stage.name}")
 

@@ -24,7 +24,7 @@ def save_autoencoder(config: Config, folder: RunFolder, autoencoder: Autoencoder
 
 
 def save_generator(
-    config: Config, folder: RunFolder, generator: nn.Module, autoencoder: Autoencoder | None
+    config: Config, path: Path, generator: nn.Module, autoencoder: Autoencoder | None
 ) -> None:
     """Writes the averaged generator with the run's configuration, by rank 0.
 
@@ -33,7 +33,7 @@ def save_generator(
     facts = {"config": config_file.dump(config)}
     if autoencoder is not None:
         facts["autoencoder"] = autoencoder_fingerprint(autoencoder)
-    files.save_weights(folder.generator, generator, facts)
+    files.save_weights(path, generator, facts)
 
 
 def autoencoder_fingerprint(autoencoder: Autoencoder) -> str:

@@ -2,7 +2,6 @@
 
 import base64
 import html
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from lddgan_kernels.trainer.files import write_atomically
 from lddgan_kernels.trainer.folder import RunFolder
+from lddgan_kernels.trainer.log import read_lines
 
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf")
 # What else stands in a "step" line of the log.
@@ -32,7 +32,7 @@ pre {{ background: #f5f5f5; padding: 1em; overflow-x: auto; }}
 
 def write_report(folder: RunFolder) -> None:
     """Writes the report of what the run folder holds so far."""
-    lines = _lines(folder.log)
+    lines = read_lines(folder.log)
     summary = next((line for line in reversed(lines) if line["kind"] == "summary"), None)
     parts = []
     if summary is None:
@@ -64,18 +64,6 @@ def curves(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[tuple
                 title = f"{line['stage']}: {name.split('_')[0]}"
                 points = found.setdefault(title, {}).setdefault(name, [])
                 points.append((line["step"], line[name]))
-    return found
-
-
-def _lines(log: Path) -> list[dict[str, Any]]:
-    """The lines of a log; those that somebody spoilt are left out."""
-    found = []
-    for text in log.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-            found += [line] if isinstance(line, dict) and "kind" in line else []
-        except ValueError:
-            continue
     return found
 
 

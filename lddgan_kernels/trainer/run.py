@@ -8,6 +8,7 @@ import torch
 
 from lddgan_kernels._checks import check_device
 from lddgan_kernels.data import ImageDataset, PixelCache, cache_pixels
+from lddgan_kernels.metrics import FeatureNetwork
 from lddgan_kernels.models import Autoencoder
 from lddgan_kernels.trainer import config_file, distributed, networks
 from lddgan_kernels.trainer.autoencoder_losses import load_lpips
@@ -29,6 +30,7 @@ from lddgan_kernels.trainer.network_files import (
 from lddgan_kernels.trainer.pictures import grid, reconstructions, save_png
 from lddgan_kernels.trainer.precision import resolve
 from lddgan_kernels.trainer.report import write_report
+from lddgan_kernels.trainer.scoring import DECIDES, Scorer, load_network
 from lddgan_kernels.trainer.stop import Interrupted, StopRequest
 from lddgan_kernels.trainer.summary import summarize
 from lddgan_kernels.trainer.system import System
@@ -47,6 +49,8 @@ class Run:
     stop: StopRequest
     device: torch.device
     dataset: ImageDataset | PixelCache
+    network: FeatureNetwork | None
+    """What scores while it trains."""
 
     def check_stop(self) -> None:
         """Raises Interrupted where a stop was asked for."""
@@ -76,6 +80,7 @@ def train(
     with distributed.processes(device) as mine, StopRequest() as stop:
         networks.validate(config)
         _check_batches(config)
+        network = load_network(config) if distributed.rank() == 0 else None
         dataset = cache_pixels(open_dataset(config), workers=config.images.workers)
         config, precision = resolve(config, mine)
         folder = RunFolder(out)
@@ -102,7 +107,7 @@ def train(
             if config != asked:
                 kept = "; ".join(f"{n} {b}" for n, _, b in config_file.differences(asked, config))
                 log.say(f"a run can be made longer, not shorter; it keeps {kept}")
-            return _train(Run(config, folder, checkpoint, log, stop, mine, dataset))
+            return _train(Run(config, folder, checkpoint, log, stop, mine, dataset, network))
         finally:
             log.close()
             folder.release()
@@ -192,10 +197,20 @@ def _train(run: Run) -> dict[str, Any] | None:
                 run.folder.samples / "path.png",
                 grid(path.transpose(0, 1).flatten(0, 1), columns=len(path)),
             )
-            save_generator(config, run.folder, stage.ema.module, autoencoder)
+            save_generator(config, run.folder.generator, stage.ema.module, autoencoder)
             write_report(run.folder)
 
-    run_stage(stage, run.checkpoint, log, run.stop, picture)
+    scorer = Scorer(config, system, run.dataset, run.folder, run.network)
+
+    def score(step: int) -> None:
+        if distributed.rank() == 0:
+            before, found = log.best(scorer.name, DECIDES), scorer()
+            if found[DECIDES] < before:
+                save_generator(config, run.folder.best, stage.ema.module, autoencoder)
+            log.scores(step, step * stage.batch_size, scorer.name, found)
+
+    scored = score if config.log.score_every else None
+    run_stage(stage, run.checkpoint, log, run.stop, picture, scored)
     run.check_stop()
     if distributed.rank() > 0:
         distributed.wait()
