@@ -274,7 +274,7 @@ if _extension.is_loaded():
         num_groups: int,
         eps: float,
         silu: bool,
-        plan: Sequence[int] = (),
+        plan: Sequence[int] | None = None,
         moments: Tensor | None = None,
     ) -> Tensor:
         n, c, h, w = x.shape
@@ -294,7 +294,7 @@ if _extension.is_loaded():
         num_groups: int,
         eps: float,
         silu: bool,
-        plan: Sequence[int] = (),
+        plan: Sequence[int] | None = None,
         moments: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         out = _fake(x, x2, bias, scale, shift, num_groups, eps, silu)
@@ -311,7 +311,7 @@ if _extension.is_loaded():
         statistics: Tensor,
         num_groups: int,
         silu: bool,
-        plan: Sequence[int] = (),
+        plan: Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         return (
             torch.empty_like(x),

@@ -344,7 +344,7 @@ def _norm_backward(
 if _extension.is_loaded():
 
     @torch.library.register_fake("lddgan::group_moments")
-    def _(x: Tensor, num_groups: int, plan: Sequence[int] = ()) -> Tensor:
+    def _(x: Tensor, num_groups: int, plan: Sequence[int]) -> Tensor:
         shape = x.shape[0], num_groups, plan[1], 2
         return torch.empty(shape, dtype=torch.float32, device=x.device)
 
