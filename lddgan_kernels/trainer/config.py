@@ -142,6 +142,8 @@ class Config:
     """bfloat16 is autocast, weights stay float32; auto takes it where the device multiplies it."""
     channels_last: bool = False
     """Memory layout of images and convolution weights."""
+    cuda_graphs: bool = True
+    """Replay the GAN's step as a CUDA graph, on one GPU."""
     images: Images = field(default_factory=Images)
     autoencoder: AutoencoderOptions = field(default_factory=AutoencoderOptions)
     autoencoder_training: AutoencoderTraining = field(default_factory=AutoencoderTraining)
