@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lddgan_kernels import use_backend
 from lddgan_kernels.diffusion import Schedule, cuda_graph, sample
 from lddgan_kernels.models import Generator, GeneratorConfig, ViTGenerator, WaveletGenerator
+from lddgan_kernels.ops import _fir
 from tests.diffusion.test_sampler import (
     CHANGES,
     SHAPE,
@@ -170,9 +171,8 @@ def no_launches(monkeypatch):
     norm = importlib.import_module("lddgan_kernels.ops.ada_group_norm")
     size = norm.device_size(torch.device("cpu"))
     monkeypatch.setattr(norm, "device_size", lambda device: size)
-    resampling = importlib.import_module("lddgan_kernels.ops.upfirdn2d")
-    for taps in ("_DOWN_TAPS", "_UP_TAPS"):  # for good they would keep the fakes
-        monkeypatch.setattr(resampling, taps, dict(getattr(resampling, taps)))
+    # For good they would keep the fakes.
+    monkeypatch.setattr(_fir, "_TAPS", dict(_fir._TAPS))
 
 
 @pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="needs a CUDA build of PyTorch")
