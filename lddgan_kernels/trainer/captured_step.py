@@ -2,7 +2,7 @@
 small network leaves the GPU idle for most of its time."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ class CapturedStep:
         self._compute = compute
         self._optimizers = list(optimizers)
         self._graphs: dict[object, _Graph | None] = {}
-        self._pool: tuple[int, int] | None = None
+        self._pool: Any = None  # shared by the graphs, as they run one at a time
 
     def forget(self) -> None:
         """Drops the graphs, as what they wrote to has been replaced."""

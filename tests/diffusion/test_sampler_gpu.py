@@ -176,7 +176,7 @@ def no_launches(monkeypatch):
 
 
 @pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="needs a CUDA build of PyTorch")
-@pytest.mark.parametrize("backend", [None, "reference"])
+@pytest.mark.parametrize("backend", [pytest.param(None, marks=needs_gpu), "reference"])
 @pytest.mark.parametrize(("kind", "config"), KINDS)
 def test_no_value_is_read_back(kind, config, backend, no_launches, monkeypatch):
     with torch.device("meta"):
