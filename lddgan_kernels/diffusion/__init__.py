@@ -1,6 +1,7 @@
 """The diffusion process: its schedule and the few-step sampler."""
 
 from lddgan_kernels.diffusion.few_step import sample
+from lddgan_kernels.diffusion.guidance import NO_LABEL, guide
 from lddgan_kernels.diffusion.recording import Recorded, recorded
 from lddgan_kernels.diffusion.sampler import Sampler
 from lddgan_kernels.diffusion.schedule import Schedule
@@ -14,6 +15,7 @@ from lddgan_kernels.ops._philox import (
 )
 
 __all__ = [
+    "NO_LABEL",
     "STREAM_DIFFUSE_NEXT",
     "STREAM_DIFFUSE_T",
     "STREAM_POSTERIOR",
@@ -23,6 +25,7 @@ __all__ = [
     "Sampler",
     "Schedule",
     "draw_seeds",
+    "guide",
     "recorded",
     "sample",
 ]

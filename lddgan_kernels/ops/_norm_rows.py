@@ -15,9 +15,7 @@ def check_rows(
     widened then.
     """
     check_tensor(op, arg, rows)
-    # Size by size, and other ranks left out first: a batch that is traced or exported stays free.
-    fits = [shape for shape in shapes if len(shape) == rows.ndim]
-    if not any(all(a == b for a, b in zip(rows.shape, shape, strict=True)) for shape in fits):
+    if rows.shape not in shapes:
         expected = " or ".join(map(str, shapes))
         raise fail(op, arg, f"of shape {expected}", tuple(rows.shape))
     narrower = (torch.bfloat16, torch.float16) if x.dtype == torch.float32 else ()
