@@ -54,6 +54,7 @@ class Case:
         share: of the group's work; then the group's ratio is that of sums, not a geometric mean.
         best: name -> sides; the fastest of them counts as a further side of that name.
         facts: more to store and print with the row, from our seconds a call.
+        as_called: on a GPU the sides are called from Python as users do, not replayed as graphs.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Case:
     share: float | None = None
     best: dict[str, tuple[str, ...]] = field(default_factory=dict)
     facts: Callable[[float], dict] = lambda seconds: {}
+    as_called: bool = False
 
 
 def device() -> torch.device:
@@ -207,7 +209,7 @@ def measure(case: Case, seconds: float = 0.6, min_rounds: int = 5) -> dict[str, 
         round_seconds += once
         repeats = max(1, min(1000, int(seconds / min_rounds / max(once, 1e-7) / 2)))
         run = functools.partial(call_in_turn, fn, inputs, repeats)
-        if on_gpu:
+        if on_gpu and not case.as_called:
             # Each set at least once, but no more nodes than a graph takes well.
             repeats = min(max(repeats, len(inputs)), 1000)
             try:

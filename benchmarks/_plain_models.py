@@ -26,6 +26,7 @@ from lddgan_kernels.nn import (
     fir,
     group_norm,
 )
+from lddgan_kernels.ops._fir import taps as taps_of
 from lddgan_kernels.ops.residual_scale import residual_scale_reference
 
 Form = dict[str, Callable]
@@ -74,25 +75,24 @@ def upfirdn2d(
 
 
 def published_up(x: Tensor) -> Tensor:
-    return upfirdn2d(x, torch.tensor([1.0, 3.0, 3.0, 1.0]) / 4, up=2, pad=(2, 1))
+    return upfirdn2d(x, taps_of("up", x.device), up=2, pad=(2, 1))
 
 
 def published_down(x: Tensor) -> Tensor:
-    return upfirdn2d(x, torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8, down=2, pad=(1, 1))
+    return upfirdn2d(x, taps_of("down", x.device), down=2, pad=(1, 1))
 
 
-def _depthwise(x: Tensor, gain: float) -> Tensor:
-    taps = torch.tensor([1.0, 3.0, 3.0, 1.0], device=x.device) * gain
-    return taps_2d(taps, x).expand(x.shape[1], 1, 4, 4)
+def _depthwise(x: Tensor, direction: str) -> Tensor:
+    return taps_2d(taps_of(direction, x.device), x).expand(x.shape[1], 1, 4, 4)
 
 
 def best_up(x: Tensor) -> Tensor:
-    weight = _depthwise(x, 1 / 4)
+    weight = _depthwise(x, "up")
     return F.conv_transpose2d(x, weight, stride=2, padding=1, groups=x.shape[1])
 
 
 def best_down(x: Tensor) -> Tensor:
-    return F.conv2d(x, _depthwise(x, 1 / 8), stride=2, padding=1, groups=x.shape[1])
+    return F.conv2d(x, _depthwise(x, "down"), stride=2, padding=1, groups=x.shape[1])
 
 
 def best_filter(x: Tensor, taps: Tensor, pad: Sequence[int]) -> Tensor:

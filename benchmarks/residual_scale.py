@@ -29,7 +29,7 @@ def ours(x, h, bias=None):
 
 def with_norm(x, h, scale, shift):
     out, moments = residual_scale_moments(x, h, GROUPS)
-    return ada_group_norm(out, scale, shift, GROUPS, moments=moments), out
+    return ada_group_norm((out, moments), scale, shift, GROUPS), out
 
 
 def apart(x, h, scale, shift):

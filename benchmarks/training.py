@@ -1,9 +1,10 @@
 """One step of the diffusion GAN (both networks) of `cifar10`, against plain PyTorch.
 
-Sides: the published form (FIR by zero-stuffing, contiguous) in float32 and in our precision, and
-the best plain form (FIR as depthwise convolution, channels_last); on a GPU, and with `--all`, that
-with both networks under torch.compile too (steps with the R1 penalty stay eager there: compiled
-code has no second derivative). A group's ratio weighs steps with and without the penalty as
+Ours is, on a GPU, replayed as CUDA graphs; "ours, call by call" is without. Other sides: the
+published form (FIR by zero-stuffing, contiguous) in float32 and in our precision, and the best
+plain form (FIR as depthwise convolution, channels_last); on a GPU, and with `--all`, that with both
+networks under torch.compile too (steps with the R1 penalty stay eager there: compiled code has no
+second derivative). A group's ratio weighs steps with and without the penalty as
 training does: one in `r1_every`. The batch is the preset's on a GPU, 16 on a CPU. `--all` adds the
 other presets.
 """
@@ -39,12 +40,13 @@ def _batch(config: Config) -> int:
     return 16 if networks.latent_shape(config)[1] <= 32 else 2
 
 
-def _stage(preset: str, precision: str, channels_last: bool) -> GanStage:
+def _stage(preset: str, precision: str, channels_last: bool, cuda_graphs: bool = False) -> GanStage:
     config = config_file.load(preset)
     config = dataclasses.replace(
         config,
         precision=precision,
         channels_last=channels_last,
+        cuda_graphs=cuda_graphs,
         gan=dataclasses.replace(config.gan, batch_size=_batch(config)),
     )
     return GanStage(config, _Latents(), device())  # type: ignore[arg-type]
@@ -68,7 +70,7 @@ def _cases(everything: bool) -> Iterator[Case]:
 
 
 def _case(preset: str, precision: str, penalty: bool, everything: bool) -> Case:
-    ours = _stage(preset, precision, True)
+    ours = _stage(preset, precision, True, cuda_graphs=True)
     index = 0 if penalty else 1
     every, batch_size = ours.config.gan.r1_every, ours.batch_size
     shape = (batch_size, *networks.latent_shape(ours.config))
@@ -95,6 +97,9 @@ def _case(preset: str, precision: str, penalty: bool, everything: bool) -> Case:
     }
     if precision != "float32":
         sides["published"] = side(_stage(preset, precision, False), PUBLISHED)
+    if gpu:
+        eager = _stage(preset, precision, True)
+        sides["ours, call by call"] = lambda batch: eager.step(index, batch)
     if gpu or everything:
         sides["compile"] = sides["plain"] if penalty else side(_compiled(preset, precision), BEST)
 
@@ -124,6 +129,7 @@ def _case(preset: str, precision: str, penalty: bool, everything: bool) -> Case:
         targets=targets,
         share=1 / every if penalty else 1 - 1 / every,
         facts=facts,
+        as_called=True,
     )
 
 

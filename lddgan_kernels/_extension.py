@@ -63,7 +63,7 @@ def cuda_code_for(capability: int) -> int:
 
     It may be an older one: code compiled for sm_80 runs on sm_90, without what is new there.
     """
-    return max((a for a in cuda_architectures() if a <= capability), default=0)
+    return max([0, *(a for a in cuda_architectures() if a <= capability)])
 
 
 def why_missing() -> str | None:

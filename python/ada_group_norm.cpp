@@ -78,7 +78,7 @@ Gradients backward(const at::Tensor& grad_out, const NormCall& n, const at::Tens
 template <auto function>
 auto spelled(const at::Tensor& x, const Optional& x2, const Optional& bias, const at::Tensor& scale,
              const at::Tensor& shift, int64_t num_groups, double eps, bool silu,
-             at::IntArrayRef plan, const Optional& moments) {
+             at::OptionalIntArrayRef plan, const Optional& moments) {
   return function({x, x2, bias, scale, shift, num_groups, eps, silu, plan, moments});
 }
 
@@ -86,7 +86,7 @@ template <auto function>
 Gradients spelled_backward(const at::Tensor& grad_out, const at::Tensor& x, const Optional& x2,
                            const Optional& bias, const at::Tensor& scale, const at::Tensor& shift,
                            const at::Tensor& statistics, int64_t num_groups, bool silu,
-                           at::IntArrayRef plan) {
+                           at::OptionalIntArrayRef plan) {
   return function(grad_out, {x, x2, bias, scale, shift, num_groups, 0, silu, plan, kNone},
                   statistics);
 }
@@ -105,10 +105,11 @@ Gradients backward_on_cpu(const at::Tensor& grad_out, const NormCall& n,
 }
 
 #ifdef LDDGAN_CUDA
-// `plan` is (onchip, groups, parts) of forward and of backward, from ops/_norm_plan.py. `workspace`
-// is made where a plan needs one, unless it holds given moments.
-AdaGroupNormPlan plan_of(at::IntArrayRef plan, size_t first, const AdaGroupNormArgs& a,
+// `given` is (onchip, groups, parts) of forward and of backward, from ops/_norm_plan.py.
+// `workspace` is made where a plan needs one, unless it holds given moments.
+AdaGroupNormPlan plan_of(at::OptionalIntArrayRef given, size_t first, const AdaGroupNormArgs& a,
                          int64_t floats_per_group, const at::Tensor& x, at::Tensor& workspace) {
+  const at::IntArrayRef plan = given.value_or(at::IntArrayRef{});
   TORCH_CHECK(plan.size() == 6, "ada_group_norm: plan must have 6 numbers, got ", plan.size());
   AdaGroupNormPlan p{plan[first] != 0, int(plan[first + 1]), int(plan[first + 2]), nullptr};
   TORCH_CHECK(p.groups > 0 && a.groups % p.groups == 0 && p.parts > 0,
@@ -158,7 +159,7 @@ struct NormNode : Node {
   SavedVariable x, x2, bias, scale, shift, statistics;
   int64_t num_groups;
   bool silu;
-  std::vector<int64_t> plan;
+  std::vector<int64_t> plan;  // empty: none
 
   std::string name() const override { return "AdaGroupNormBackward"; }
   void release_variables() override {
@@ -176,9 +177,10 @@ struct NormNode : Node {
     auto layout =
         x_.is_contiguous() ? at::MemoryFormat::Contiguous : at::MemoryFormat::ChannelsLast;
     const at::Tensor grad_out = grads[0].contiguous(layout);
+    const at::OptionalIntArrayRef none;
     std::tie(out[0], out[1], out[2], out[3], out[4]) = below_autograd([&] {
       return op.call(grad_out, x_, x2_, bias_, scale_, shift_, statistics.unpack(), num_groups,
-                     silu, plan);
+                     silu, plan.empty() ? none : at::OptionalIntArrayRef(plan));
     });
     if (!x2_) out[1] = at::Tensor();
     if (!bias_) out[2] = at::Tensor();
@@ -205,7 +207,7 @@ at::Tensor with_gradient(const NormCall& n) {
   node->statistics = SavedVariable(statistics, false);
   node->num_groups = n.num_groups;
   node->silu = n.silu;
-  node->plan = n.plan.vec();
+  if (n.plan) node->plan = n.plan->vec();
   set_history(out, node);
   return out;
 }
@@ -213,16 +215,16 @@ at::Tensor with_gradient(const NormCall& n) {
 TORCH_LIBRARY_FRAGMENT(lddgan, m) {
   m.def(
       "ada_group_norm(Tensor x, Tensor? x2, Tensor? bias, Tensor scale, Tensor shift, "
-      "int num_groups, float eps, bool silu, int[] plan=[], Tensor? moments=None) -> Tensor");
+      "int num_groups, float eps, bool silu, int[]? plan=None, Tensor? moments=None) -> Tensor");
   // -> out, statistics (2, N, num_groups): mean and rstd of x + bias
   m.def(
       "ada_group_norm_forward(Tensor x, Tensor? x2, Tensor? bias, Tensor scale, Tensor shift, "
-      "int num_groups, float eps, bool silu, int[] plan=[], Tensor? moments=None) "
+      "int num_groups, float eps, bool silu, int[]? plan=None, Tensor? moments=None) "
       "-> (Tensor, Tensor)");
   // -> gradients of x, x2, bias, scale, shift
   m.def(
       "ada_group_norm_backward(Tensor grad_out, Tensor x, Tensor? x2, Tensor? bias, "
-      "Tensor scale, Tensor shift, Tensor statistics, int num_groups, bool silu, int[] plan=[]) "
+      "Tensor scale, Tensor shift, Tensor statistics, int num_groups, bool silu, int[]? plan=None) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 TORCH_LIBRARY_IMPL(lddgan, Autograd, m) { m.impl("ada_group_norm", spelled<with_gradient>); }

@@ -12,7 +12,8 @@ using Optional = std::optional<at::Tensor>;
 template <typename Result>
 using NormOperator = Result(const at::Tensor& x, const Optional& x2, const Optional& bias,
                             const at::Tensor& scale, const at::Tensor& shift, int64_t num_groups,
-                            double eps, bool silu, at::IntArrayRef plan, const Optional& moments);
+                            double eps, bool silu, at::OptionalIntArrayRef plan,
+                            const Optional& moments);
 
 // Its arguments as one thing, which lives no longer than they do.
 struct NormCall {
@@ -24,7 +25,7 @@ struct NormCall {
   int64_t num_groups;
   double eps;
   bool silu;
-  at::IntArrayRef plan;
+  at::OptionalIntArrayRef plan;  // none on CPUs (an empty list is lost by AOTInductor)
   const Optional& moments;
 };
 

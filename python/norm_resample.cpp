@@ -88,7 +88,7 @@ Results norm_resample_on_cuda(const at::Tensor& x, const Optional& skip, const a
 #endif
 
 TORCH_LIBRARY_FRAGMENT(lddgan, m) {
-  m.def("group_moments(Tensor x, int num_groups, int[] plan=[]) -> Tensor");
+  m.def("group_moments(Tensor x, int num_groups, int[] plan) -> Tensor");
   // -> h, skip_out, statistics (2, N, num_groups): mean and rstd of x
   m.def(
       "norm_resample(Tensor x, Tensor? skip, Tensor scale, Tensor shift, int num_groups, "

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lddgan_kernels._checks import fail
+from lddgan_kernels.data.file_array import FileArray
 from lddgan_kernels.data.kinds import readable
 from lddgan_kernels.data.source import Skipped
 
@@ -24,6 +25,7 @@ class Header(NamedTuple):
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    fortran: bool
 
     def is_one_each(self, count: int) -> bool:
         """Whether it holds an integer for each of `count`."""
@@ -35,13 +37,16 @@ class _Unfit(ValueError):
 
 
 class ArraySource:
-    """Images of an array (N, H, W, C) or (N, H, W); `labels` (N,) int64 or None."""
+    """Images of an array (N, H, W), (N, H, W, C) or (N, C, H, W); `labels` (N,) int64 or None."""
 
-    def __init__(self, name: str, x: npt.NDArray[np.uint8], labels: Tensor | None = None) -> None:
+    def __init__(
+        self, name: str, x: npt.NDArray[np.uint8] | FileArray, labels: Tensor | None = None
+    ) -> None:
         self.name = name
         self.labels = labels
         self.passed_over: Skipped = []
         self._x = x
+        self._channels_first = _is_channels_first(x.shape)
 
     def __len__(self) -> int:
         return len(self._x)
@@ -50,7 +55,8 @@ class ArraySource:
         return f"{self.name}[{index}]"
 
     def read(self, index: int) -> npt.NDArray[np.uint8]:
-        return np.asarray(self._x[index])
+        image = np.asarray(self._x[index])
+        return image.transpose(1, 2, 0) if self._channels_first else image
 
 
 def open_npz(path: Path) -> ArraySource:
@@ -82,42 +88,51 @@ def open_npz(path: Path) -> ArraySource:
     if x is None:
         held = ", ".join(names) or "nothing"
         raise fail("open_images", "path", IN_NPZ, f"{path}, which holds {held}")
-    return ArraySource(readable(path.stem), _channels_last(x), labels)
+    return ArraySource(readable(path.stem), x, labels)
 
 
 def open_npy(path: Path) -> ArraySource:
     """Images of a `.npy`, read as they are needed."""
     try:
-        x = np.load(path, mmap_mode="r", allow_pickle=False)
-        if not isinstance(x, np.ndarray):
-            raise ValueError("an archive; call it .npz")
-        _check(path, IN_NPY, "", Header(x.shape, x.dtype))
+        with open(path, "rb") as file:
+            if file.read(4) == b"PK\x03\x04":
+                raise ValueError("an archive; call it .npz")
+            file.seek(0)
+            header, offset = read_header(file), file.tell()
+        _check(path, IN_NPY, "", header)
+        x: npt.NDArray[np.uint8] | FileArray
+        if header.fortran:  # images lie scattered
+            x = np.load(path, allow_pickle=False)
+        else:
+            x = FileArray(path, header.shape, header.dtype, offset)
     except _Unfit:
         raise
     except Exception as error:  # a damaged or hostile file may raise anything
         raise fail("open_images", "path", IN_NPY, _said(path, error)) from None
-    return ArraySource(readable(path.stem), _channels_last(x))
+    return ArraySource(readable(path.stem), x)
 
 
 def read_header(file: BinaryIO) -> Header:
     """The header of a `.npy`, up to which the file is read."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_2_0
-    shape, _, dtype = (np.lib.format.read_array_header_1_0 if version == (1, 0) else read)(file)
-    return Header(shape, dtype)
+    shape, fortran, dtype = (np.lib.format.read_array_header_1_0 if version == (1, 0) else read)(
+        file
+    )
+    return Header(shape, dtype, fortran)
 
 
-def _channels_last(x: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """The array as (N, H, W) or (N, H, W, C).
+def _is_channels_first(shape: tuple[int, ...]) -> bool:
+    """Whether an array is (N, C, H, W), not (N, H, W) or (N, H, W, C).
 
     Where C could be either the second or the last dimension, the images are square.
     """
-    if x.ndim == 3:
-        return x
-    last, second = x.shape[3] in COLOURS, x.shape[1] in COLOURS
-    if last and second and (x.shape[1] == x.shape[2]) != (x.shape[2] == x.shape[3]):
-        last = x.shape[1] == x.shape[2]
-    return x if last else x.transpose(0, 2, 3, 1)
+    if len(shape) == 3:
+        return False
+    _, second, third, last = shape
+    if last in COLOURS and second in COLOURS and (second == third) != (third == last):
+        return second != third
+    return last not in COLOURS
 
 
 def _check(path: Path, expected: str, what: str, header: Header | None) -> None:

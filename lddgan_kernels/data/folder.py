@@ -2,14 +2,10 @@
 
 import json
 import os
-import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lddgan_kernels.data.kinds import check_bytes, is_picture, readable
-from lddgan_kernels.data.labels import LISTED as LABELS
-from lddgan_kernels.data.labels import find_labels
 from lddgan_kernels.data.source import Skipped
 from lddgan_kernels.data.tar import SUFFIXES as TAR_SUFFIXES
 
@@ -21,7 +17,7 @@ SETS = (".zip", ".parquet", *TAR_SUFFIXES)
 
 
 class FolderSource:
-    """Images below `path`, in the order of their relative names; labels by `find_labels`.
+    """Images below `path`, in the order of their relative names.
 
     Linked folders are entered, each folder once. Hidden names are left out. Where the folder holds
     the samples of a call of `sample`, these alone are meant: not their grid, nor those of an
@@ -30,6 +26,7 @@ class FolderSource:
 
     def __init__(self, path: Path) -> None:
         self.name = readable(path.resolve().name)
+        self.labels = None
         self.passed_over: Skipped = []
         self.sets: list[Path] = []
         self._root = path
@@ -39,9 +36,6 @@ class FolderSource:
             self._search()
         else:
             self._names = [name for name in listed["pictures"] if (path / name).is_file()]
-        named = path / LABELS
-        read = named.read_bytes if named.is_file() else None
-        self.labels = find_labels(self._names, read, self.passed_over)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -105,33 +99,20 @@ def read_listed(folder: Path) -> dict[str, Any] | None:
     return found if isinstance(pictures, list) and all(map(_is_plain, pictures)) else None
 
 
-def write_listed(
-    folder: Path, pictures: list[str], labels: Sequence[int] = (), **facts: Any
-) -> None:
-    """Notes in a folder which pictures in it are samples of one call, with `facts` about it.
-
-    Labels, one a picture, go into a `dataset.json`.
-    """
+def write_listed(folder: Path, pictures: list[str], **facts: Any) -> None:
+    """Notes in a folder which pictures in it are samples of one call, with `facts` about it."""
     content = {"made by": "lddgan_kernels.sample", **facts, "pictures": pictures}
-    _write(folder / LISTED, json.dumps(content))
-    if labels:
-        pairs = list(zip(pictures, labels, strict=True))
-        _write(folder / LABELS, json.dumps({"labels": pairs}))
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = folder / f".{LISTED}.tmp"
     try:
-        temporary.write_text(text)
-        temporary.replace(path)
+        temporary.write_text(json.dumps(content))
+        temporary.replace(folder / LISTED)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise OSError(f"{path} could not be written: {_reason(error)}") from error
+        raise OSError(f"{folder / LISTED} could not be written: {_reason(error)}") from error
 
 
 def _is_plain(name: object) -> bool:
-    """Whether a name is that of a picture in the folder, or in a folder in it."""
-    return isinstance(name, str) and re.fullmatch(r"(?:\d+/)?[^/]+", name) is not None
+    return isinstance(name, str) and name == os.path.basename(name)
 
 
 def _head(path: Path) -> bytes:

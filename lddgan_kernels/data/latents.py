@@ -1,4 +1,4 @@
-"""A data set's latents, encoded once and read from a memory-mapped file."""
+"""A data set's latents, encoded once and read from a file."""
 
 import errno
 import hashlib
@@ -8,17 +8,17 @@ import os
 import shutil
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lddgan_kernels._checks import fail
 from lddgan_kernels.data.batches import PixelCache, epoch_order
+from lddgan_kernels.data.file_array import FileArray
 from lddgan_kernels.data.images import ImageDataset
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -39,12 +39,11 @@ def weights_fingerprint(module: nn.Module) -> str:
 
 
 class LatentCache:
-    """Latents (N, flips, C, H, W) in one memory-mapped file, with what they were made from.
+    """Latents (N, flips, C, H, W) in one file, with what they were made from.
 
     `path` holds the numbers, `path.json` the shape, dtype, the autoencoder's fingerprint, the
     identity of the data set (a hash of its pictures), the largest magnitude, `abs_max` (which the
-    GAN's latents are divided by), `stand_ins` ([index, the picture that came for a bad one]), and a
-    checksum of all that. Made by `create`, found again by
+    GAN's latents are divided by), and a checksum of all that. Made by `create`, found again by
     `open`.
     """
 
@@ -54,13 +53,21 @@ class LatentCache:
         self.dtype = DTYPES[facts["dtype"]]
         self.abs_max = float(facts["abs_max"])
         self.dataset: dict[str, Any] = facts["dataset"]
-        self.stand_ins: list[list[int]] = facts.get("stand_ins", [])
-        # PyTorch wants writable memory; "c" keeps writes, which nobody does, off the file.
-        mapped = np.memmap(path, dtype=np.uint8, mode="c")
-        self.latents = torch.from_numpy(mapped).view(self.dtype).view(self.shape)
+        # An item is an image one way round, as bytes.
+        self._file = _open_items(path, self.shape[0] * self.shape[1], self.shape[2:], self.dtype)
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    @property
+    def latents(self) -> Tensor:
+        """All of them, read anew."""
+        return self._read(range(len(self._file))).view(self.shape)
+
+    def _read(self, items: Sequence[int]) -> Tensor:
+        """(B, C, H, W) as stored."""
+        read = torch.from_numpy(self._file.items(items))
+        return read.view(self.dtype).view(-1, *self.shape[2:])
 
     @classmethod
     def create(
@@ -109,8 +116,7 @@ class LatentCache:
             "dataset": described,
         }
         part = _encode_all(path, facts, dataset, encode, batch_size, device, workers)
-        facts["abs_max"] = _abs_max(part, dtype, math.prod(shape[1:]))
-        facts["stand_ins"] = _stand_ins(dataset)
+        facts["abs_max"] = _abs_max(_open_items(part, shape[0], shape[1:], dtype), dtype)
         facts["checksum"] = _checksum(part, facts)
         _sidecar(path).unlink(missing_ok=True)
         part.replace(path)
@@ -129,9 +135,9 @@ class LatentCache:
     ) -> "LatentCache":
         """The finished cache at `path`.
 
-        Reads the file once for its checksum. Raises FileNotFoundError where there is none,
-        ValueError where it is damaged or came from another autoencoder or (where `dataset` is
-        given) another data set.
+        Reads the file once for its checksum; once it has changed since, reading from it raises
+        ValueError. Raises FileNotFoundError where there is none, ValueError where it is damaged or
+        came from another autoencoder or (where `dataset` is given) another data set.
         """
         path = Path(path)
         if not path.exists() or not _sidecar(path).exists():
@@ -154,6 +160,7 @@ class LatentCache:
                 f"encoded by the autoencoder {fingerprint}",
                 f"{path}, encoded by {made_by}: encode the data set again",
             )
+        cache = cls(path, facts)  # before what is read, so that no change stays unseen
         if _checksum(path, facts) != checksum:
             raise fail(
                 "LatentCache", "path", "what was written", f"{path}, which was damaged since"
@@ -165,7 +172,7 @@ class LatentCache:
                 f"encoded from {_describe(dataset)}",
                 f"{path}, encoded from {made_from}: encode the data set again",
             )
-        return cls(path, facts)
+        return cache
 
     def batches(
         self,
@@ -184,17 +191,12 @@ class LatentCache:
         for indices, flips in epoch_order(
             len(self), batch_size, seed, epoch, rank=rank, world_size=world_size, start=start
         ):
-            yield self.latents[indices, flips.long() % self.shape[1]].float()
+            items = indices * self.shape[1] + flips.long() % self.shape[1]
+            yield self._read(items.tolist()).float()
 
 
 def _describe(dataset: ImageDataset | PixelCache) -> dict[str, Any]:
     return {"length": len(dataset), "identity": dataset.identity}
-
-
-def _stand_ins(dataset: ImageDataset | PixelCache) -> list[list[int]]:
-    came = dataset.stand_ins
-    bad = (came != torch.arange(len(came))).nonzero().flatten()
-    return torch.stack([bad, came[bad]], dim=1).tolist()
 
 
 def _sidecar(path: Path) -> Path:
@@ -321,7 +323,13 @@ def _resumable(part: Path, facts: dict[str, Any], item_bytes: int) -> int:
     return done
 
 
-def _abs_max(path: Path, dtype: torch.dtype, item: int) -> float:
-    """The largest magnitude in a file of latents of `item` elements."""
-    values = torch.from_numpy(np.memmap(path, dtype=np.uint8, mode="c")).view(dtype).view(-1, item)
-    return max(chunk.float().abs().amax().item() for chunk in values.split(256))
+def _open_items(path: Path, count: int, shape: Sequence[int], dtype: torch.dtype) -> FileArray:
+    """A file of `count` items as bytes (numpy has no bfloat16)."""
+    return FileArray(path, (count, math.prod(shape) * dtype.itemsize), "uint8")
+
+
+def _abs_max(file: FileArray, dtype: torch.dtype) -> float:
+    """The largest magnitude in a file of latents."""
+    parts = (range(i, min(i + 256, len(file))) for i in range(0, len(file), 256))
+    values = (torch.from_numpy(file.items(part)).view(dtype) for part in parts)
+    return max(part.float().abs().amax().item() for part in values)

@@ -1,7 +1,6 @@
 """The diffusion process: its schedule and the few-step sampler."""
 
 from lddgan_kernels.diffusion.few_step import sample
-from lddgan_kernels.diffusion.guidance import NO_LABEL, guide
 from lddgan_kernels.diffusion.recording import Recorded, recorded
 from lddgan_kernels.diffusion.sampler import Sampler
 from lddgan_kernels.diffusion.schedule import Schedule
@@ -15,7 +14,6 @@ from lddgan_kernels.ops._philox import (
 )
 
 __all__ = [
-    "NO_LABEL",
     "STREAM_DIFFUSE_NEXT",
     "STREAM_DIFFUSE_T",
     "STREAM_POSTERIOR",
@@ -25,7 +23,6 @@ __all__ = [
     "Sampler",
     "Schedule",
     "draw_seeds",
-    "guide",
     "recorded",
     "sample",
 ]

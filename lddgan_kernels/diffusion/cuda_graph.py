@@ -10,9 +10,9 @@ from torch import Tensor
 
 
 class Graph(NamedTuple):
-    """A captured batch: `replay()` turns `inputs` (N,) into `images`, both its own memory."""
+    """A captured batch: `replay()` turns `seeds` (N,) into `images`, both its own memory."""
 
-    inputs: tuple[Tensor, ...]
+    seeds: Tensor
     replay: Callable[[], None]
     images: Tensor
 
@@ -40,14 +40,13 @@ class CudaGraphs:
         self.stream = torch.cuda.Stream(device)  # one pool, one stream of capture
         self.done = torch.cuda.Event()
 
-    def capture(self, draw: Callable[..., Tensor], size: int, count: int = 1) -> Graph:
-        """`draw(*inputs)` for `count` inputs of `size` int64, seeds and labels, as a graph.
+    def capture(self, draw: Callable[[Tensor], Tensor], size: int) -> Graph:
+        """`draw(seeds)` for `size` seeds as a graph.
 
         Raises:
             RuntimeError: it does what cannot be captured.
         """
-        zeros = [torch.zeros(size, dtype=torch.int64, device=self.device) for _ in range(count)]
-        inputs = tuple(zeros)
+        seeds = torch.zeros(size, dtype=torch.int64, device=self.device)
         graph = torch.cuda.CUDAGraph()
         enabled, dtype = autocast_state(self.device)
         with (
@@ -57,19 +56,19 @@ class CudaGraphs:
         ):
             self.stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self.stream):
-                draw(*inputs)  # compiles, loads and caches what cannot be captured
+                draw(seeds)  # compiles, loads and caches what cannot be captured
                 try:
                     with torch.cuda.graph(
                         graph, self.pool, self.stream, capture_error_mode="thread_local"
                     ):
-                        images = draw(*inputs)
+                        images = draw(seeds)
                 except RuntimeError as error:
                     raise RuntimeError(
                         "Sampler: generator and decoder must neither read values back nor wait for "
                         f"the GPU, so that a graph can be captured, got: {error}"
                     ) from error
             torch.cuda.current_stream().wait_stream(self.stream)
-        return Graph(inputs, graph.replay, images)
+        return Graph(seeds, graph.replay, images)
 
     @contextmanager
     def turn(self) -> Iterator[None]:

@@ -57,13 +57,12 @@ class GroupNorm(nn.Module):
         """(N, C, H, W) of such a map, in its layout."""
         h, missing, moments = as_map(x).for_norm(self.num_groups)
         return ada_group_norm(
-            h,
+            h if moments is None else (h, moments),
             self.weight,
             self.bias,
             self.num_groups,
             activation=self.activation,
             bias=None if missing is None else missing.expand(h.shape[0], -1),
-            moments=moments,
         )
 
 
@@ -97,14 +96,14 @@ class AdaGroupNorm(nn.Module):
             x, missing, moments = as_map(x).for_norm(self.num_groups)
             if missing is not None:
                 bias = missing.expand(x.shape[0], -1)
+        x = as_tensor(x)
         return ada_group_norm(
-            as_tensor(x),
+            x if moments is None else (x, moments),
             *style,
             self.num_groups,
             activation=self.activation,
             x2=None if x2 is None else as_tensor(x2),
             bias=bias,
-            moments=moments,
         )
 
 
@@ -131,11 +130,10 @@ class ResampledAdaGroupNorm(nn.Module):
         if missing is not None:
             h = as_tensor(x)
         skip = None if shortcut is None else shortcut(h)
+        given = h if moments is None else (h, moments)
         if self.fir:
-            return norm_resample(
-                h, *style, self.num_groups, self.direction, skip=skip, moments=moments
-            )
-        normed = ada_group_norm(h, *style, self.num_groups, moments=moments)
+            return norm_resample(given, *style, self.num_groups, self.direction, skip=skip)
+        normed = ada_group_norm(given, *style, self.num_groups)
         return self._resample(normed), self._resample(h if skip is None else skip)
 
     def _resample(self, x: Tensor) -> Tensor:

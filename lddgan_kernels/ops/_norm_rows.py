@@ -15,7 +15,9 @@ def check_rows(
     widened then.
     """
     check_tensor(op, arg, rows)
-    if rows.shape not in shapes:
+    # Size by size, and other ranks left out first: a batch that is traced or exported stays free.
+    fits = [shape for shape in shapes if len(shape) == rows.ndim]
+    if not any(all(a == b for a, b in zip(rows.shape, shape, strict=True)) for shape in fits):
         expected = " or ".join(map(str, shapes))
         raise fail(op, arg, f"of shape {expected}", tuple(rows.shape))
     narrower = (torch.bfloat16, torch.float16) if x.dtype == torch.float32 else ()

@@ -3,7 +3,8 @@
 AdaGN of DDGAN (Xiao et al. 2022, "Tackling the generative learning trilemma with denoising
 diffusion GANs", appendix C) with what surrounds it in the ResBlock: the time bias added before it,
 the skip connection concatenated to it and SiLU after it. With `scale` and `shift` of shape (C,) it
-is the plain group norm (Wu & He 2018, equations 1 and 2).
+is the plain group norm (Wu & He 2018, equations 1 and 2); with `one_plus_scale` the scale-shift
+norm of ADM (Dhariwal & Nichol 2021).
 
 Statistics are taken in float32 and hold for data far from zero. Dtypes float32, bfloat16, float16
 (reference: float64). Gradient: first order, in all tensor inputs.
@@ -13,13 +14,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lddgan_kernels import _extension
 from lddgan_kernels._backend import direct_calls, select
 from lddgan_kernels._checks import (
-    check_image,
+    check_float,
     check_tensor,
     dense,
     fail,
@@ -37,40 +39,43 @@ from lddgan_kernels.ops._norm_plan import (
 from lddgan_kernels.ops._norm_rows import adjacent, check_rows
 
 KERNELS = ("cuda", "triton", "cpu")
+ACTIVATIONS = ("silu", "gelu", "relu", None)
 
 
 def ada_group_norm(
-    x: Tensor,
-    scale: Tensor,
-    shift: Tensor,
+    x: Tensor | tuple[Tensor, Tensor | None],
+    scale: Tensor | None,
+    shift: Tensor | None,
     num_groups: int,
     *,
     eps: float = 1e-6,
     activation: str | None = "silu",
     x2: Tensor | None = None,
     bias: Tensor | None = None,
-    moments: Tensor | None = None,
+    one_plus_scale: bool = False,
     backend: str | None = None,
 ) -> Tensor:
     """act(scale * groupnorm(cat(x + bias, x2)) + shift), in one kernel.
 
     Args:
-        x: (N, C1, H, W) float32/bfloat16/float16, contiguous or channels_last.
-        scale: (N, C) or (C,), C = C1 + C2; gamma itself, not 1 + gamma. x's dtype or float32 (or
-            narrower than a float32 x); the rows may be slices of a larger matrix.
-        shift: like scale.
+        x: (N, C1, H, W) float32/bfloat16/float16, contiguous or channels_last; or (N, C1),
+            (N, C1, L) or (N, C1, D, H, W) likewise. Or (x, moments), as `residual_scale_moments`
+            returns them for the same num_groups: they spare "cuda" and "triton" the pass over x
+            that takes statistics; the others take their own. Without x2 and bias.
+        scale: (N, C) or (C,), C = C1 + C2; gamma itself. x's dtype or float32 (or narrower than a
+            float32 x); the rows may be slices of a larger matrix. None: 1.
+        shift: like scale; None: 0.
         num_groups: divides C; groups may straddle x and x2.
         eps: added to the variance.
-        activation: "silu" or None.
-        x2: (N, C2, H, W) of x's dtype, read as if concatenated to x on channels.
+        activation: "silu", "gelu" (by the error function), "relu" or None. "gelu" and "relu" are a
+            pass of their own behind a kernel.
+        x2: (N, C2, ...) of x's dtype, read as if concatenated to x on channels.
         bias: (N, C1), added to x before the statistics; of a dtype like scale's.
-        moments: what `residual_scale_moments` returned beside x, for the same num_groups: it spares
-            the pass over x that takes statistics on "cuda" and "triton"; the others take their own.
-            Without x2 and bias.
+        one_plus_scale: multiply by 1 + scale instead, as ADM and diffusers do.
         backend: "reference", "cpu", "triton", "cuda" or None for the fastest that can run.
 
     Returns:
-        (N, C, H, W) of x's dtype, in x's layout.
+        (N, C, ...) of x's dtype, in x's layout.
 
     Raises:
         ValueError: a shape, dtype or device does not fit, num_groups does not divide C, or the
@@ -78,32 +83,97 @@ def ada_group_norm(
             gradient is asked of a kernel (the reference has them).
     """
     direct = direct_calls(backend)
-    if direct is not None and x2 is None and moments is None and activation in ("silu", None):
+    if direct is not None and x2 is None and activation in ("silu", None) and not one_plus_scale:
         silu = activation is not None
         out = direct.ada_group_norm(x, scale, shift, num_groups, eps, silu, bias)
         if out is not None:
             return out
-    x, x2 = promoted(x, x2)
-    scale, shift, bias = _check(x, scale, shift, num_groups, activation, x2, bias)
+    given, moments = x if isinstance(x, tuple) else (x, None)
+    image = _as_image("x", given)
+    if x2 is not None:
+        x2 = _as_image("x2", x2, given.ndim)
+    image, x2 = promoted(image, x2)
+    scale, shift = _rows(image, x2, scale, shift, one_plus_scale)
+    scale, shift, bias = _check(image, scale, shift, num_groups, activation, x2, bias)
     if moments is not None:
-        _check_moments(moments, x, num_groups, x2, bias)
-    chosen = select("ada_group_norm", x, backend, KERNELS)
+        _check_moments(moments, image, num_groups, x2, bias)
+    chosen = select("ada_group_norm", image, backend, KERNELS)
     if chosen == "reference":
-        return ada_group_norm_reference(x, scale, shift, num_groups, eps, activation, x2, bias)
+        out = ada_group_norm_reference(image, scale, shift, num_groups, eps, activation, x2, bias)
+    else:
+        silu = activation == "silu"
+        out = _run(chosen, image, x2, bias, scale, shift, num_groups, eps, silu, moments)
+        if activation == "gelu":
+            out = F.gelu(out)
+        elif activation == "relu":
+            out = F.relu(out, inplace=True)
+    return out if given.ndim == 4 else _of_image(out, given.shape)
+
+
+def _run(
+    backend: str,
+    x: Tensor,
+    x2: Tensor | None,
+    bias: Tensor | None,
+    scale: Tensor,
+    shift: Tensor,
+    num_groups: int,
+    eps: float,
+    silu: bool,
+    moments: Tensor | None,
+) -> Tensor:
+    """By a kernel."""
     x = dense(x)
     if x2 is not None:
         x2 = like_layout(x2, memory_format(x))
-    silu = activation is not None
-    if chosen == "cpu":  # its gradient is registered in python/ada_group_norm.cpp
+    if backend == "cpu":  # its gradient is registered in python/ada_group_norm.cpp
         return _operator(x, x2, bias, scale, shift, num_groups, eps, silu)
-    plans = gpu_plans(x, 0 if x2 is None else x2.shape[1], num_groups, chosen)
+    plans = gpu_plans(x, 0 if x2 is None else x2.shape[1], num_groups, backend)
     if moments is not None:
         plans = (_plan_of_given(x, num_groups, moments.shape[2]), plans[1])
-    if chosen == "cuda":
+    if backend == "cuda":
         numbers = plan_numbers(plans)
         operator = torch.ops.lddgan.ada_group_norm.default
         return operator(x, x2, bias, scale, shift, num_groups, eps, silu, numbers, moments)
     return _Triton.apply(x, x2, bias, scale, shift, num_groups, eps, silu, plans, moments)
+
+
+def _as_image(arg: str, x: Tensor, dimensions: int | None = None) -> Tensor:
+    """(N, C), (N, C, L) and (N, C, D, H, W) as (N, C, H, W), of the same layout."""
+    check_tensor("ada_group_norm", arg, x)
+    if dimensions is not None and x.ndim != dimensions:
+        raise fail("ada_group_norm", arg, f"of x's dimensions, {dimensions}", x.ndim)
+    if not 2 <= x.ndim <= 5:
+        expected = "(N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W)"
+        raise fail("ada_group_norm", arg, expected, f"shape {tuple(x.shape)}")
+    if x.ndim == 2:
+        return x[:, :, None, None]
+    if x.ndim == 3:
+        return x[:, :, :, None]
+    return x.flatten(2, 3) if x.ndim == 5 else x
+
+
+def _of_image(out: Tensor, shape: torch.Size) -> Tensor:
+    """The output (N, C, H, W) for an input of that other shape."""
+    if len(shape) == 5:
+        return out.unflatten(2, shape[2:4])
+    return out.squeeze(3) if len(shape) == 3 else out.squeeze(3).squeeze(2)
+
+
+def _rows(
+    x: Tensor, x2: Tensor | None, scale: Tensor | None, shift: Tensor | None, one_plus_scale: bool
+) -> tuple[Tensor, Tensor]:
+    """scale and shift as rows that are multiplied by and added."""
+    channels = x.shape[1] + (0 if x2 is None else x2.shape[1])
+    if shift is None:
+        shift = x.new_zeros(channels)
+    if scale is None:
+        return x.new_ones(channels), shift
+    if one_plus_scale:
+        check_tensor("ada_group_norm", "scale", scale)
+        # 1 + scale in 16 bits would keep fewer digits than scale has.
+        scale = scale.to(torch.promote_types(scale.dtype, torch.float32)) + 1
+    return scale, shift
 
 
 def ada_group_norm_reference(
@@ -125,8 +195,8 @@ def ada_group_norm_reference(
     # PyTorch's channels_last statistics on the CPU lose digits far from zero; the others do not.
     y = torch.group_norm(x.contiguous(), num_groups, eps=eps)
     y = y * scale[..., None, None] + shift[..., None, None]
-    if activation == "silu":
-        y = torch.nn.functional.silu(y)
+    if activation is not None:
+        y = getattr(F, activation)(y)
     return like_layout(y.to(dtype), layout)
 
 
@@ -141,21 +211,20 @@ def _check(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """scale, shift and bias as the kernels take them."""
     op = "ada_group_norm"
-    check_image(op, "x", x)
+    check_float(op, "x", x)
     dtype, device = x.dtype, x.device
     n, c1, h, w = x.shape
     c = c1
     if x2 is not None:
-        check_tensor(op, "x2", x2)
-        if x2.ndim != 4 or x2.shape[0] != n or x2.shape[2:] != (h, w):
+        if x2.shape[0] != n or x2.shape[2:] != (h, w):
             raise fail(op, "x2", f"of shape ({n}, C2, {h}, {w})", tuple(x2.shape))
         if x2.dtype != dtype or x2.device != device:
             raise fail(op, "x2", f"{dtype} on {device} like x", f"{x2.dtype} on {x2.device}")
         c += x2.shape[1]
     if not isinstance(num_groups, int) or num_groups < 1 or c % num_groups:
         raise fail(op, "num_groups", f"a divisor of the {c} channels", num_groups)
-    if activation not in ("silu", None):
-        raise fail(op, "activation", "'silu' or None", repr(activation))
+    if activation not in ACTIVATIONS:
+        raise fail(op, "activation", "'silu', 'gelu', 'relu' or None", repr(activation))
     shapes = ((n, c), (c,))
     scale = check_rows(op, "scale", scale, shapes, x)
     shift = check_rows(op, "shift", shift, shapes, x)
@@ -274,7 +343,7 @@ if _extension.is_loaded():
         num_groups: int,
         eps: float,
         silu: bool,
-        plan: Sequence[int] = (),
+        plan: Sequence[int] | None = None,
         moments: Tensor | None = None,
     ) -> Tensor:
         n, c, h, w = x.shape
@@ -294,7 +363,7 @@ if _extension.is_loaded():
         num_groups: int,
         eps: float,
         silu: bool,
-        plan: Sequence[int] = (),
+        plan: Sequence[int] | None = None,
         moments: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         out = _fake(x, x2, bias, scale, shift, num_groups, eps, silu)
@@ -311,7 +380,7 @@ if _extension.is_loaded():
         statistics: Tensor,
         num_groups: int,
         silu: bool,
-        plan: Sequence[int] = (),
+        plan: Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         return (
             torch.empty_like(x),

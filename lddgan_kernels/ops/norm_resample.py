@@ -39,7 +39,7 @@ LAST = torch.channels_last
 
 
 def norm_resample(
-    x: Tensor,
+    x: Tensor | tuple[Tensor, Tensor | None],
     scale: Tensor,
     shift: Tensor,
     num_groups: int,
@@ -48,14 +48,13 @@ def norm_resample(
     skip: Tensor | None = None,
     eps: float = 1e-6,
     activation: str | None = "silu",
-    moments: Tensor | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(resample(act(scale * groupnorm(x) + shift)), resample(skip)).
 
     Args:
         x: (N, C, H, W) float32/bfloat16/float16, contiguous or channels_last; at least 2x2 to go
-            down.
+            down. Or (x, moments) as `residual_scale_moments` returns them: they spare GPUs a pass.
         scale: (N, C) or (C,), as for `ada_group_norm`.
         shift: like scale.
         num_groups: divides C.
@@ -63,7 +62,6 @@ def norm_resample(
         skip: (N, D, H, W) of x's dtype; None: x itself.
         eps: added to the variance.
         activation: "silu" or None.
-        moments: of x, as `residual_scale_moments` leaves them; spares a pass on GPUs.
         backend: "reference", "cpu", "triton", "cuda" or None for the fastest that can run.
 
     Returns:
@@ -73,6 +71,7 @@ def norm_resample(
         ValueError: a shape, dtype or device does not fit, num_groups does not divide C, or the
             direction or activation is unknown. RuntimeError: a named backend cannot run.
     """
+    x, moments = x if isinstance(x, tuple) else (x, None)
     scale, shift = _check(x, scale, shift, num_groups, direction, skip, activation, moments)
     chosen = select("norm_resample", x, backend, KERNELS)
     if chosen == "reference":
@@ -344,7 +343,7 @@ def _norm_backward(
 if _extension.is_loaded():
 
     @torch.library.register_fake("lddgan::group_moments")
-    def _(x: Tensor, num_groups: int, plan: Sequence[int] = ()) -> Tensor:
+    def _(x: Tensor, num_groups: int, plan: Sequence[int]) -> Tensor:
         shape = x.shape[0], num_groups, plan[1], 2
         return torch.empty(shape, dtype=torch.float32, device=x.device)
 

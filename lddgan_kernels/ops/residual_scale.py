@@ -83,7 +83,7 @@ def residual_scale_moments(
         num_groups: of the norm that follows; divides C.
 
     Returns:
-        The sum, a tensor like x, and for `ada_group_norm(sum, ..., num_groups, moments=...)` its
+        The sum, a tensor like x, and for `ada_group_norm((sum, moments), ..., num_groups)` its
         partial moments: float32 (N, num_groups, parts, 2), of a group's channels and a part's
         pixels (whole 8s, (0, 0) where none are left) the mean and the sum of squared deviations
         from it, of the sum as it was rounded. They have no gradient. None on "cpu" and "reference",

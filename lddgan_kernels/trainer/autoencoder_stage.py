@@ -13,7 +13,7 @@ from lddgan_kernels.trainer import distributed, networks
 from lddgan_kernels.trainer.autoencoder_losses import AutoencoderLoss
 from lddgan_kernels.trainer.config import Config
 from lddgan_kernels.trainer.meter import Metrics
-from lddgan_kernels.trainer.optimizers import adam, learning_rate, set_rate
+from lddgan_kernels.trainer.optimizers import adam, learning_rate, restore, set_rate
 from lddgan_kernels.trainer.precision import uses_bfloat16
 from lddgan_kernels.trainer.stage import Batches, step_seed
 
@@ -184,4 +184,4 @@ class AutoencoderStage:
             module.load_state_dict(state[name])
         present = [optimizer for optimizer in self.optimizers if optimizer is not None]
         for optimizer, saved in zip(present, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+            restore(optimizer, saved)

@@ -14,6 +14,7 @@ import tyro
 
 from lddgan_kernels.trainer import config_file
 from lddgan_kernels.trainer.config import Config
+from lddgan_kernels.trainer.distributed import ProcessLost
 from lddgan_kernels.trainer.meter import NotFinite
 from lddgan_kernels.trainer.stop import Interrupted
 
@@ -121,8 +122,15 @@ def run(work: Callable[[], Any]) -> int:
     except (OSError, ValueError, ImportError, RuntimeError, OverflowError, MemoryError) as error:
         if os.environ.get("LDDGAN_TRACEBACK"):
             raise
+        if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+            print(
+                f"error: a process that reads images has died ({' '.join(str(error).split())}); "
+                "memory may be short: fewer workers need less, 0 are none",
+                file=sys.stderr,
+            )
+            return 1
         print(f"error: {error or type(error).__name__}", file=sys.stderr)
-        if isinstance(error, RuntimeError) and not isinstance(error, NotFinite):
+        if isinstance(error, RuntimeError) and not isinstance(error, NotFinite | ProcessLost):
             print("(with LDDGAN_TRACEBACK=1 it is told where)", file=sys.stderr)
         return 1
     return 0

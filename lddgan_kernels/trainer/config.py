@@ -17,8 +17,6 @@ from lddgan_kernels.models import (
     ViTOptions,
 )
 
-MOST_CLASSES = 2**16
-
 
 @dataclass(frozen=True)
 class Images:
@@ -93,8 +91,6 @@ class GanTraining:
     """Learning rate of the discriminator."""
     lr_schedule: Literal["constant", "cosine"] = "constant"
     """How both learning rates go; cosine ends at zero."""
-    label_dropout: Fraction = 0.1
-    """Share of the images that are learned without their label, which guidance needs."""
     ema_decay: Fraction = 0.999
     """Of the average of the generator's weights that samples."""
     r1_gamma: NonNegative = 1.0
@@ -146,11 +142,8 @@ class Config:
     """bfloat16 is autocast, weights stay float32; auto takes it where the device multiplies it."""
     channels_last: bool = False
     """Memory layout of images and convolution weights."""
-    labels: bool = False
-    """Learn the images' classes, to draw one that is asked for: the labels of the data set, or the
-    folders that the images lie in."""
-    classes: Annotated[int, Range(0, MOST_CLASSES)] = 0
-    """With labels, their number; 0: up to the largest label of the data set."""
+    cuda_graphs: bool = True
+    """Replay the GAN's step as a CUDA graph, on one GPU."""
     images: Images = field(default_factory=Images)
     autoencoder: AutoencoderOptions = field(default_factory=AutoencoderOptions)
     autoencoder_training: AutoencoderTraining = field(default_factory=AutoencoderTraining)

@@ -9,6 +9,8 @@ A process has every world-size-th image of a batch, from that of its rank on. So
 batch is its share of the whole batch's k-th part.
 """
 
+import functools
+import itertools
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,14 +20,22 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.optim import Optimizer
+
+_groups = itertools.count()  # that this process has been in: each has its own part of the store
+
+
+class ProcessLost(RuntimeError):
+    """Another process of the run has ended, or can't be reached."""
 
 
 @contextmanager
 def processes(device: str) -> Iterator[torch.device]:
     """The processes' group while it lasts; yields this process's device.
 
-    Without `torchrun` there is no group and `device` stands.
+    Without `torchrun` there is no group and `device` stands. Where a process ends, whatever the
+    others do together next raises ProcessLost in them.
     """
     if "WORLD_SIZE" not in os.environ:
         yield torch.device(device)
@@ -35,12 +45,43 @@ def processes(device: str) -> Iterator[torch.device]:
         own_device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(own_device)
     backend = "nccl" if own_device.type == "cuda" else "gloo"
-    # Rank 0 writes files and scores samples while the others wait.
-    dist.init_process_group(backend, timeout=timedelta(hours=2))
+    with _together():
+        where = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+        store, rank, world_size = _meet(*where)
+        dist.init_process_group(
+            backend,
+            store=dist.PrefixStore(f"group {next(_groups)}", store),  # type: ignore[attr-defined]
+            rank=rank,
+            world_size=world_size,
+            timeout=timedelta(hours=2),  # rank 0 writes files and scores while the others wait
+        )
     try:
         yield own_device
     finally:
         dist.destroy_process_group()
+
+
+@functools.cache
+def _meet(address: str | None, port: str | None) -> tuple[Any, int, int]:
+    """The processes' common store, this one's rank, and how many there are.
+
+    It stays, for one group after the other: who is early with the next group must neither meet the
+    store of the last one, about to go, nor read in it where processes could be reached then.
+    """
+    return next(rendezvous("env://", timeout=timedelta(minutes=10)))
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """Around what all processes do at once."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ProcessLost(
+            "train: another process of this run has ended or can't be reached; --resume goes on "
+            f"from the last checkpoint ({reason})"
+        ) from error
 
 
 def rank() -> int:
@@ -64,20 +105,23 @@ def gather(share: Tensor) -> Tensor:
         return share
     share = share.detach().contiguous()
     shares = [torch.empty_like(share) for _ in range(world_size())]
-    dist.all_gather(shares, share)
+    with _together():
+        dist.all_gather(shares, share)
     return torch.stack(shares, dim=1).flatten(0, 1)
 
 
 def wait() -> None:
     """Waits for all processes."""
     if dist.is_initialized():
-        dist.barrier()
+        with _together():
+            dist.barrier()
 
 
 def average(tensor: Tensor) -> None:
     """Replaces a tensor by its mean over the processes."""
     if dist.is_initialized():
-        dist.all_reduce(tensor)
+        with _together():
+            dist.all_reduce(tensor)
         tensor /= world_size()
 
 
@@ -86,7 +130,8 @@ def any_process(flag: bool, device: torch.device) -> bool:
     if not dist.is_initialized():
         return flag
     value = torch.tensor(float(flag), device=device)
-    dist.all_reduce(value)
+    with _together():
+        dist.all_reduce(value)
     return value.item() > 0
 
 
@@ -94,9 +139,10 @@ def any_process(flag: bool, device: torch.device) -> bool:
 def share(modules: Iterable[nn.Module]) -> None:
     """Gives all processes rank 0's parameters and buffers."""
     if dist.is_initialized():
-        for module in modules:
-            for tensor in module.state_dict().values():
-                dist.broadcast(tensor, 0)
+        with _together():
+            for module in modules:
+                for tensor in module.state_dict().values():
+                    dist.broadcast(tensor, 0)
 
 
 def average_gradients(optimizer: Optimizer) -> None:

@@ -1,7 +1,5 @@
 """The losses of the GAN (equation numbers: Trinh and Hamagami 2024, the LDDGAN paper)."""
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,7 +29,7 @@ def discriminator_loss(
 
 
 def generator_loss(
-    gan: GanTraining, fake: Tensor, x0: Tensor, predicted: Tensor, progress: float
+    gan: GanTraining, fake: Tensor, x0: Tensor, predicted: Tensor, progress: Tensor
 ) -> tuple[Tensor, Metrics]:
     """The generator's loss, a scalar: L_adv + lambda L_rec (equation 8).
 
@@ -40,7 +38,7 @@ def generator_loss(
         fake: (N, 1) logits of an x_t drawn from `predicted`.
         x0: (N, C, H, W), the data.
         predicted: (N, C, H, W), the generator's x_0.
-        progress: of training, 0..1.
+        progress: of training, 0..1, 0-dim: a tensor, as a step may be replayed as a CUDA graph.
     """
     loss = non_saturating_generator(fake)
     metrics = {"generator": loss, "reconstruction": reconstruction_loss(x0, predicted)}
@@ -80,14 +78,14 @@ def reconstruction_loss(x0: Tensor, predicted: Tensor) -> Tensor:
     return F.l1_loss(predicted.float(), x0.float())
 
 
-def reconstruction_weight(progress: float, delta: float = 6.0) -> float:
+def reconstruction_weight(progress: Tensor, delta: float = 6.0) -> Tensor:
     """Weighted Learning: the weight of the reconstruction loss at `progress` of training, 0..1.
 
     lambda = 1 / (1 + exp(phi)), phi = -delta + 2 delta progress: it falls from 0.9975 to 0.0025, so
     that the reconstruction leads at first and the adversary in the end. (Equation 9 as printed
     lacks the 2 and would end at 0.5, against its own figure.)
     """
-    return 1.0 / (1.0 + math.exp(-delta + 2.0 * delta * progress))
+    return torch.sigmoid(delta - 2.0 * delta * progress)
 
 
 def _detached(metrics: Metrics) -> Metrics:

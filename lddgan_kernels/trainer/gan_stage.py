@@ -1,20 +1,33 @@
 """The training of the diffusion GAN."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lddgan_kernels.diffusion import NO_LABEL, STREAM_Z, draw_seeds
+from lddgan_kernels.diffusion import STREAM_POSTERIOR, STREAM_Z, draw_seeds
 from lddgan_kernels.ops import diffuse_pair, posterior_sample, seeded_normal
 from lddgan_kernels.trainer import distributed, gan_losses, networks
+from lddgan_kernels.trainer.captured_step import CapturedStep
 from lddgan_kernels.trainer.config import Config
 from lddgan_kernels.trainer.ema import Ema
 from lddgan_kernels.trainer.meter import Metrics
-from lddgan_kernels.trainer.optimizers import adam, learning_rate, set_rate
+from lddgan_kernels.trainer.optimizers import adam, learning_rate, restore, set_rate
 from lddgan_kernels.trainer.precision import autocast
 from lddgan_kernels.trainer.stage import Batches, step_seed
+
+
+class Drawn(NamedTuple):
+    """What one half of a step draws for a part of the batch."""
+
+    x0: Tensor
+    x_t: Tensor
+    x_next: Tensor
+    t: Tensor
+    z: Tensor
+    noise: Tensor  # of the posterior
 
 
 class GanStage:
@@ -52,36 +65,49 @@ class GanStage:
         self.part_size = gan.batch_size // gan.accumulate  # over all processes
         seeds = draw_seeds(self.part_size, generator=generator)
         self.seeds = distributed.own(seeds).to(device)
+        self._captured: CapturedStep | None = None
+        if config.cuda_graphs and device.type == "cuda" and distributed.world_size() == 1:
+            optimizers = self.discriminator_optimizer, self.generator_optimizer
+            self._captured = CapturedStep(self._learn, optimizers)
 
-    def step(self, index: int, batch: Tensor, labels: Tensor | None = None) -> Metrics:
-        """One iteration of the algorithm on a batch of this process: both networks' updates.
-
-        The batch goes through in `accumulate` parts; each part of each half has noise of its own,
-        numbered by the `step` of the seeded noise. Parts, and their noise, are those of the whole
-        batch, whatever the number of processes. Labels (N,) are dropped at random, of a real and a
-        drawn x_t alike.
+    def step(self, index: int, batch: Tensor) -> Metrics:
+        """One iteration on a batch of this process: both networks' updates, and the average's.
 
         Returns:
             The losses' metrics, still on the device.
         """
         gan, progress = self.config.gan, index / self.steps
         self._set_rates(progress)
-        all_t, all_kept = self._draw(index, labels is not None)
-        batch = batch.to(self.device, non_blocking=True).contiguous(memory_format=self.layout)
-        parts = list(enumerate(batch.chunk(gan.accumulate), index * gan.accumulate))
-        given = self._labels(labels, all_kept)
+        penalize = gan.r1_gamma > 0 and index % gan.r1_every == 0
+        drawn = [tensor for part in self._draw(index, batch) for tensor in part]
+        drawn.append(torch.full((), progress, device=self.device))
+        metrics = (self._captured or self._learn)(penalize, drawn)
+        self.ema.update(index)
+        return metrics
+
+    def _learn(self, penalize: bool, tensors: Sequence[Tensor]) -> Metrics:
+        """The algorithm: a step of the discriminator, then one of the generator.
+
+        Whatever changes from step to step comes as a tensor, as on a GPU this runs twice, and from
+        then on as the CUDA graphs of it, with R1 and without.
+
+        Args:
+            penalize: whether R1 is due.
+            tensors: those of a `Drawn` for each half and part, then progress, 0..1.
+        """
+        gan, progress = self.config.gan, tensors[-1]
+        width = len(Drawn._fields)
+        parts = [Drawn(*tensors[i : i + width]) for i in range(0, len(tensors) - 1, width)]
         metrics: Metrics = {}
 
         # The discriminator learns to tell x_t from one drawn by way of the generator's x_0.
-        penalize = gan.r1_gamma > 0 and index % gan.r1_every == 0
-        for (i, x0), t, y in zip(parts, all_t[0], given[0], strict=True):
-            x_t, x_next = self._diffuse(x0, t, 2 * i)
+        for drawn in parts[: gan.accumulate]:
             with torch.no_grad():
-                _, fake = self._denoise(x_next, t, 2 * i, *y)
-            x_t.requires_grad_(penalize)
+                _, fake = self._denoise(drawn)
+            x_t = drawn.x_t.detach().requires_grad_(penalize)
             with autocast(self.config, self.device):
-                real_logit = self.discriminator(x_t, t, x_next, *y)
-                fake_logit = self.discriminator(fake, t, x_next, *y)
+                real_logit = self.discriminator(x_t, drawn.t, drawn.x_next)
+                fake_logit = self.discriminator(fake, drawn.t, drawn.x_next)
             loss, part = gan_losses.discriminator_loss(
                 gan, real_logit, fake_logit, x_t if penalize else None
             )
@@ -90,62 +116,59 @@ class GanStage:
 
         # The generator learns to pass for real, and to meet x_0.
         self.discriminator.requires_grad_(False)
-        for (i, x0), t, y in zip(parts, all_t[1], given[1], strict=True):
-            _, x_next = self._diffuse(x0, t, 2 * i + 1)
-            predicted, fake = self._denoise(x_next, t, 2 * i + 1, *y)
+        for drawn in parts[gan.accumulate :]:
+            predicted, fake = self._denoise(drawn)
             with autocast(self.config, self.device):
-                fake_logit = self.discriminator(fake, t, x_next, *y)
-            loss, part = gan_losses.generator_loss(gan, fake_logit, x0, predicted, progress)
+                fake_logit = self.discriminator(fake, drawn.t, drawn.x_next)
+            loss, part = gan_losses.generator_loss(gan, fake_logit, drawn.x0, predicted, progress)
             self._backward(loss, part, metrics)
         self._update(self.generator_optimizer)
         self.discriminator.requires_grad_(True)
-
-        self.ema.update(index)
         return metrics
 
-    def _draw(self, index: int, labelled: bool) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
-        """The t of each image, and whether its label is kept, by half of the step and part.
+    def _draw(self, index: int, batch: Tensor) -> list[Drawn]:
+        """What is random in a step: for each part of the discriminator's half, then the other's.
 
-        Sets PyTorch's seed for the step.
+        The batch goes through in `accumulate` parts; each part of each half has noise of its own,
+        numbered by the `step` of the seeded noise. Parts, and their noise, are those of the whole
+        batch, whatever the number of processes.
         """
+        accumulate = self.config.gan.accumulate
+        batch = batch.to(self.device, non_blocking=True).contiguous(memory_format=self.layout)
+        drawn = []
+        for half, all_t in enumerate(self._draw_t(index)):
+            parts = zip(batch.chunk(accumulate), all_t, strict=True)
+            for i, (x0, t) in enumerate(parts, index * accumulate):
+                number = 2 * i + half
+                x_t, x_next = self._diffuse(x0, t, number)
+                shape = len(x0), self.config.generator.z_dim
+                z = seeded_normal(shape, self.seeds, STREAM_Z, step=number)
+                noise = seeded_normal(
+                    x0.shape, self.seeds, STREAM_POSTERIOR, step=number, memory_format=self.layout
+                )
+                drawn.append(Drawn(x0, x_t, x_next, t, z, noise))
+        return drawn
+
+    def _draw_t(self, index: int) -> list[list[Tensor]]:
+        """The t of each image, by half of the step and part; sets PyTorch's seed for the step."""
         seed, name, rank = self.config.seed, self.name, distributed.rank()
         torch.manual_seed(step_seed(seed, name, index))
         shape = (2, self.config.gan.accumulate, self.part_size)
         whole = torch.randint(0, self.schedule.num_steps, shape, device=self.device)
-        kept = torch.rand(shape if labelled else (2, 0, 0), device=self.device)
-        kept = kept >= self.config.gan.label_dropout
         if rank > 0:  # dropout is each process's own
             torch.manual_seed(step_seed(seed, name, index, rank))
-        t, kept_labels = ([[distributed.own(x) for x in half] for half in y] for y in (whole, kept))
-        return t, kept_labels
-
-    def _labels(
-        self, labels: Tensor | None, kept: list[list[Tensor]]
-    ) -> list[list[tuple[Tensor, ...]]]:
-        """The labels of each part, those that are not kept replaced, by half of the step."""
-        accumulate = self.config.gan.accumulate
-        if labels is None:
-            return [[()] * accumulate] * 2
-        parts = labels.to(self.device, non_blocking=True).chunk(accumulate)
-        return [
-            [(torch.where(k, y, NO_LABEL),) for k, y in zip(half, parts, strict=True)]
-            for half in kept
-        ]
+        return [[distributed.own(t) for t in half] for half in whole]
 
     def _diffuse(self, x0: Tensor, t: Tensor, noise: int) -> tuple[Tensor, Tensor]:
         """(x_t, x_{t+1})."""
         return diffuse_pair(x0, t, self.schedule, self.seeds, step=noise)
 
-    def _denoise(
-        self, x_next: Tensor, t: Tensor, noise: int, *labels: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _denoise(self, drawn: Drawn) -> tuple[Tensor, Tensor]:
         """(predicted x_0, x_t drawn from it)."""
-        shape = (len(x_next), self.config.generator.z_dim)
-        z = seeded_normal(shape, self.seeds, STREAM_Z, step=noise)
         with autocast(self.config, self.device):
-            predicted = self.generator(x_next, t, z, *labels)
+            predicted = self.generator(drawn.x_next, drawn.t, drawn.z)
         predicted = predicted.float().contiguous(memory_format=self.layout)
-        x_t = posterior_sample(predicted, x_next, t, self.schedule, self.seeds, step=noise)
+        x_t = posterior_sample(predicted, drawn.x_next, drawn.t, self.schedule, noise=drawn.noise)
         return predicted, x_t
 
     def _backward(self, loss: Tensor, part: Metrics, metrics: Metrics) -> None:
@@ -187,5 +210,7 @@ class GanStage:
         """Goes back to a `state`."""
         for name, module in self.modules().items():
             module.load_state_dict(state[name])
-        self.generator_optimizer.load_state_dict(state["generator_optimizer"])
-        self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
+        restore(self.generator_optimizer, state["generator_optimizer"])
+        restore(self.discriminator_optimizer, state["discriminator_optimizer"])
+        if self._captured is not None:
+            self._captured.forget()

@@ -49,7 +49,7 @@ def load_autoencoder(path: Path) -> tuple[Autoencoder, Config]:
     return autoencoder, config
 
 
-def load_system(generator: Path, device: torch.device | str, guidance: float = 0.0) -> System:
+def load_system(generator: Path, device: torch.device | str) -> System:
     """The system of a `generator.safetensors`; its autoencoder, if any, lies beside it.
 
     Raises:
@@ -72,7 +72,7 @@ def load_system(generator: Path, device: torch.device | str, guidance: float = 0
                 f"another ({found})"
             )
         networks.place(autoencoder, device, config)
-    return System(config, module, networks.build_codec(config, autoencoder), guidance)
+    return System(config, module, networks.build_codec(config, autoencoder))
 
 
 def _load(path: Path) -> tuple[dict[str, Tensor], Config, dict[str, Any]]:

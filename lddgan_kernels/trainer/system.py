@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from lddgan_kernels import diffusion
-from lddgan_kernels._checks import fail
 from lddgan_kernels.trainer import networks
 from lddgan_kernels.trainer.codec import Codec
 from lddgan_kernels.trainer.config import Config
@@ -21,47 +20,27 @@ class System:
         config: of the run.
         generator: in evaluation mode, on its device.
         codec: turns its outputs into images.
-        guidance: strength of guidance by the class, at each step; 0: none.
     """
 
-    def __init__(
-        self, config: Config, generator: nn.Module, codec: Codec, guidance: float = 0.0
-    ) -> None:
-        if guidance and not config.classes:
-            raise fail("sample", "guidance", "0 for a run without classes", guidance)
+    def __init__(self, config: Config, generator: nn.Module, codec: Codec) -> None:
         self.config = config
         self.generator = generator
         self.codec = codec
-        self.guidance = guidance
         self.device = next(generator.parameters()).device
         self._schedule = networks.build_schedule(config, self.device)
         self._options: dict[str, Any] = {
             "z_dim": config.generator.z_dim,
             "memory_format": networks.layout(config),
-            "guidance": guidance,
         }
         self._shape = networks.latent_shape(config)
         self._draw = diffusion.Sampler(
             generator, self._schedule, self._shape, decoder=codec, **self._options
         )
 
-    def __call__(self, seeds: Tensor, batch_size: int = 64, labels: Tensor | None = None) -> Tensor:
-        """Images (N, C, H, W) uint8 on the CPU, `batch_size` at a time.
-
-        `labels` (N,) are the classes to draw; left out, `labels_of` the seeds.
-        """
-        given = self._with_labels(seeds, labels)
-        parts = zip(*(x.split(batch_size) for x in given), strict=True)
+    def __call__(self, seeds: Tensor, batch_size: int = 64) -> Tensor:
+        """Images (N, C, H, W) uint8 on the CPU, `batch_size` at a time."""
         with autocast(self.config, self.device):
-            return torch.cat([to_uint8(self._draw(*part)) for part in parts])
-
-    def labels_of(self, seeds: Tensor) -> Tensor | None:
-        """Each seed's class where none is asked for, its remainder; None: there are no classes."""
-        return seeds % self.config.classes if self.config.classes else None
-
-    def _with_labels(self, seeds: Tensor, labels: Tensor | None) -> tuple[Tensor, ...]:
-        labels = self.labels_of(seeds) if labels is None else labels
-        return (seeds,) if labels is None else (seeds, labels)
+            return torch.cat([to_uint8(self._draw(part)) for part in seeds.split(batch_size)])
 
     @torch.no_grad()
     def path(self, seeds: Tensor) -> Tensor:
@@ -70,14 +49,13 @@ class System:
         What a step starts from and the image it predicts, for each step, then the sample; all
         decoded.
         """
-        given = [x.to(self.device) for x in self._with_labels(seeds, None)]
+        seeds = seeds.to(self.device)
         with autocast(self.config, self.device):
             latents, path = diffusion.sample(
                 self.generator,
                 self._schedule,
                 self._shape,
-                given[0],
-                labels=given[1] if len(given) > 1 else None,
+                seeds,
                 return_path=True,
                 **self._options,
             )

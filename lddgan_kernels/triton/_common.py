@@ -24,3 +24,10 @@ def next_power_of_two(n: int) -> int:
 def sigmoid(x):
     """1 / (1 + e^-x) in float32."""
     return 1.0 / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def reciprocal_root(x):
+    """1 / sqrt(x), rounded as PyTorch's: a group's factor is wrong for all of its elements."""
+    root = tl.sqrt_rn(x)
+    return tl.div_rn(tl.full(root.shape, 1.0, tl.float32), root)

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lddgan_kernels.triton._common import launch, next_power_of_two
+from lddgan_kernels.triton._common import launch, next_power_of_two, reciprocal_root
 from lddgan_kernels.triton._norm_tile import _channels, _group_sum, _read, _to_channels
 
 # Elements of a tile that a program walks over when a plan is "split".
@@ -108,7 +108,7 @@ def _merge_parts(
     missed = tl.sum(away * size, axis=1) / count
     away -= missed[:, None]
     variance = tl.sum(tl.where(exists, part_m2 + size * away * away, 0.0), axis=1) / count
-    return mean, missed, 1.0 / tl.sqrt(variance + eps)
+    return mean, missed, reciprocal_root(variance + eps)
 
 
 def moments(x: Tensor, x2: Tensor | None, bias: Tensor | None, num_groups: int, plan) -> Tensor:

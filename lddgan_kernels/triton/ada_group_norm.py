@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lddgan_kernels.triton._common import launch, next_power_of_two, sigmoid
+from lddgan_kernels.triton._common import launch, next_power_of_two, reciprocal_root, sigmoid
 from lddgan_kernels.triton._norm_moments import (
     _merge_parts,
     _moments_kernel,
@@ -59,7 +59,7 @@ def _forward_kernel(
         missed = _group_sum(away, group_of, GB) / count
         away = tl.where(mask, away - _to_channels(missed, group_of, GB), 0.0)
         variance = _group_sum(away * away, group_of, GB) / count
-        rstd = 1.0 / tl.sqrt(variance + eps)
+        rstd = reciprocal_root(variance + eps)
     else:
         mean, missed, rstd = _merge_parts(
             partial_ptr, n, group, num_groups, hw, part_size, eps, CPG, PARTS, PARTS_BLOCK

@@ -45,6 +45,42 @@ def test_linked_folders_are_entered_once(tmp_path):
     assert dataset.skipped == []
 
 
+@pytest.mark.parametrize("kind", ["npy", "zip", "tar", "lmdb"])
+def test_a_file_that_is_cut_short_after_opening(tmp_path, kind):
+    """A mapping of it would end the process; what is left of archives is used, the rest named."""
+    path = tmp_path / f"x.{kind}"
+    files = {f"{i:03d}.png": png(noise(16, 16, 3)) for i in range(50)}
+    if kind == "npy":
+        np.save(path, noise(50, 16, 16, 3))
+    elif kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in files.items():
+                archive.writestr(name, content)
+    elif kind == "tar":
+        write_tar(path, files)
+    else:
+        write_lmdb(path, files)
+    dataset = open_images(path, 16)
+    os.truncate(path / "data.mdb" if path.is_dir() else path, 25000)
+    if kind == "npy":
+        with pytest.raises(ValueError, match="none usable: .* was changed since it was opened"):
+            dataset[0]
+    else:
+        assert all(dataset[i].shape == (3, 16, 16) for i in range(50))
+        assert 5 < len(dataset.skipped) < 45
+
+
+@pytest.mark.parametrize("shape", [(6, 16, 16, 3), (6, 3, 16, 16), (6, 16, 16)])
+@pytest.mark.parametrize("order", "CF")
+def test_npy_in_both_orders(tmp_path, shape, order):
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    np.save(tmp_path / "x.npy", np.asarray(pixels, order=order))
+    np.savez(tmp_path / "x.npz", x=pixels)
+    one, other = (open_images(tmp_path / name, 16) for name in ("x.npy", "x.npz"))
+    assert one.identity == other.identity
+    assert all(one[i].equal(other[i]) for i in range(6))
+
+
 def test_what_is_no_file_is_named_and_does_not_block(tmp_path, monkeypatch):
     root = pictures(tmp_path / "set")
     os.mkfifo(root / "pipe.png")

@@ -255,15 +255,40 @@ def test_other_pictures_are_other_latents(tmp_path, kind):
     assert copy.identity == before.identity
     first = LatentCache.create(tmp_path / "l", before, encode, "abc", flip=False)
     again = LatentCache.create(tmp_path / "l", copy, None, "abc", flip=False)
-    assert torch.equal(first.latents, again.latents)
+    latents = first.latents
+    assert torch.equal(latents, again.latents)
     pixels[3, 2, 1, 0] ^= 1
     edited = write(pixels, tmp_path)
     assert edited.identity != before.identity
     with pytest.warns(UserWarning, match="encode the data set again; it is made anew"):
         cache = LatentCache.create(tmp_path / "l", edited, encode, "abc", flip=False)
-    assert not torch.equal(cache.latents, first.latents)
+    assert not torch.equal(cache.latents, latents)
+    with pytest.raises(ValueError, match="was changed since it was opened"):
+        next(first.batches(2, 0, 0))
     assert cache_pixels(edited).identity == edited.identity
     assert open_images(None, 8).identity != open_images(None, 8, limit=20).identity
+
+
+@pytest.mark.parametrize("change", ["cut", "written to", "replaced", "removed"])
+def test_a_file_that_changes_after_opening(tmp_path, digits, change):
+    """A mapping of it would end the process, or go on with other numbers."""
+    path = tmp_path / "l"
+    cache = LatentCache.create(path, digits, encode, "abc", flip=True)
+    batches = cache.batches(4, seed=0, epoch=0)
+    next(batches)
+    if change == "cut":
+        os.truncate(path, 100)
+    elif change == "written to":
+        with open(path, "r+b") as file:
+            file.write(b"0000")
+    elif change == "replaced":
+        (tmp_path / "other").write_bytes(path.read_bytes()[::-1])
+        os.replace(tmp_path / "other", path)
+    else:
+        path.unlink()
+    error = FileNotFoundError if change == "removed" else ValueError
+    with pytest.raises(error, match="was changed since it was opened|No such file"):
+        next(batches)
 
 
 def bmp(pixels):

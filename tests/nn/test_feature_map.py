@@ -40,10 +40,10 @@ def moments(monkeypatch):
         return out
 
     def taking(op):
-        def run(*args, moments=None, **options):
-            if moments is not None:
-                taken.append(moments)
-            return op(*args, moments=moments, **options)
+        def run(x, *args, **options):
+            if isinstance(x, tuple):
+                taken.append(x[1])
+            return op(x, *args, **options)
 
         return run
 

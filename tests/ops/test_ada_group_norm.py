@@ -260,17 +260,18 @@ def test_registration(layout, device):
     t["scale"] = t["scale"][0]
     order = ("x", "x2", "bias", "scale", "shift")
     ops = torch.ops.lddgan
+    plan = [] if device == "cpu" else [0, 1, 1, 0, 1, 1]
     torch.library.opcheck(
         ops.ada_group_norm.default,
-        (*(t[name].requires_grad_() for name in order), 3, 1e-6, True),
+        (*(t[name].requires_grad_() for name in order), 3, 1e-6, True, plan),
     )
     x, x2, bias, scale, shift = (t[name].detach() for name in order)
     for more in ((None, None, scale[:4], shift[:, :4]), (x2, bias, scale, shift)):
-        forward = (x, *more, 2, 1e-6, True)
+        forward = (x, *more, 2, 1e-6, True, plan)
         tests = ("test_schema", "test_faketensor")
         torch.library.opcheck(ops.ada_group_norm_forward.default, forward, test_utils=tests)
         out, statistics = ops.ada_group_norm_forward(*forward)
-        backward = (torch.ones_like(out), x, *more, statistics, 2, True)
+        backward = (torch.ones_like(out), x, *more, statistics, 2, True, plan)
         torch.library.opcheck(ops.ada_group_norm_backward.default, backward, test_utils=tests)
 
 
@@ -311,7 +312,8 @@ def test_bad_input():
         with pytest.raises(error, match="ada_group_norm: " + message):
             ada_group_norm(*args, **options)
 
-    raises("x must be a 4-D tensor.*got shape \\(2, 12\\)", rows, rows, rows, 3)
+    raises("x must be .*\\(N, C, H, W\\).*got shape \\(12,\\)", rows[0], rows, rows, 3)
+    raises("x must be a torch.Tensor, got float", 1.0, rows, rows, 3, error=TypeError)
     raises("num_groups must be a divisor of the 12 channels, got 5", x, rows, rows, 5)
     raises("num_groups must be a divisor of the 12 channels, got 0", x, rows, rows, 0)
     raises("scale must be of shape \\(2, 12\\) or \\(12,\\), got", x, rows[:, :6], rows, 3)
@@ -322,7 +324,7 @@ def test_bad_input():
     wide = torch.randn(24)
     raises("x2 must be of shape \\(2, C2, 4, 5\\)", x, wide, wide, 3, x2=x.mT)
     raises("x2 must be torch.float32 on cpu like x", x, wide, wide, 3, x2=x.bfloat16())
-    raises("activation must be 'silu' or None", x, rows, rows, 3, activation="relu")
+    raises("activation must be 'silu', 'gelu', 'relu' or None", x, rows, rows, 3, activation="elu")
     raises("scale must be a torch.Tensor, got float", x, 1.0, rows, 3, error=TypeError)
     raises("backend must be one of", x, rows, rows, 3, backend="metal")
     exact = x.double(), rows.double(), rows.double()

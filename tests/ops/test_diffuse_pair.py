@@ -74,12 +74,14 @@ def test_noise_made_inside(backend, shape, layout):
     for out, want, again in zip(outs, exact, plain(x0.double(), t, schedule, *noises), strict=True):
         assert (out - want).abs().max() < 2e-6
         torch.testing.assert_close(want, again)
+    # Triton's compiler chooses which product of a sum is fused, for each layout.
+    apart = 1e-6 if backend == "triton" else 0.0
     for other in LAYOUTS:
         same = x0.contiguous(memory_format=other)
         for out, again in zip(
             outs, diffuse_pair(same, t, schedule, seeds, step=9, backend=backend), strict=True
         ):
-            assert torch.equal(out, again)
+            torch.testing.assert_close(out, again, rtol=0, atol=apart)
     alone = diffuse_pair(x0[-1:], t[-1:], schedule, seeds[-1:], step=9, backend=backend)
     for out, one in zip(outs, alone, strict=True):
         assert torch.equal(one, out[-1:])

@@ -236,8 +236,7 @@ def test_bad_input():
     raises("skip must be of shape \\(2, D, 4, 5\\)", x, rows, rows, 3, "up", skip=x[:, :, :3])
     raises("skip must be torch.float32", x, rows, rows, 3, "up", skip=x.double())
     moments = torch.zeros(2, 4, 1, 2)
-    raises("moments must be float32 of shape \\(2, 3, P, 2\\)", x, rows, rows, 3, "up",
-           moments=moments)  # fmt: skip
+    raises("moments must be float32 of shape \\(2, 3, P, 2\\)", (x, moments), rows, rows, 3, "up")
     raises("scale must be a torch.Tensor", x, None, rows, 3, "up", error=TypeError)
     raises("backend 'cuda' unavailable", x, rows, rows, 3, "up", backend="cuda",
            error=RuntimeError)  # fmt: skip

@@ -117,16 +117,16 @@ def check_norm(backend, x, moments, rows, groups, **options):
     """The norm and its gradients with given moments, by the error rule."""
     g = torch.randn_like(x)
     results = []
-    for fn, dtype, more in (
-        (ada_group_norm, x.dtype, {"moments": moments, "backend": backend}),
-        (plain, x.dtype, {}),
-        (plain, torch.float64, {}),
-    ):
+
+    def ours(x, *args, **options):
+        return ada_group_norm((x, moments), *args, backend=backend, **options)
+
+    for fn, dtype in ((ours, x.dtype), (plain, x.dtype), (plain, torch.float64)):
         leaves = [t.detach().to(dtype).requires_grad_() for t in (x, *rows)]
-        out = fn(*leaves, groups, **options, **more)
+        out = fn(*leaves, groups, **options)
         results.append([out, *torch.autograd.grad(out, leaves, g.to(dtype))])
-    for ours, theirs, exact in zip(*results, strict=True):
-        assert_error_rule(ours, theirs, exact)
+    for each in zip(*results, strict=True):
+        assert_error_rule(*each)
     return results[0]
 
 
@@ -154,7 +154,7 @@ def test_the_norm_believes_its_moments(backend, layout, monkeypatch):
         cut(monkeypatch, 2, parts)
         _, moments = residual_scale_moments(x, 3 * x + 5, 4, factor=1.0, backend=backend)
         strided = torch.stack([moments, moments], -1)[..., 0]
-        ours = ada_group_norm(x, *rows, 4, moments=strided, backend=backend)
+        ours = ada_group_norm((x, strided), *rows, 4, backend=backend)
         values = (4 * x.double() + 5).reshape(2, 4, -1)
         mean, std = values.mean(-1), (values.var(-1, correction=0) + 1e-6).sqrt()
         y = (x.double().reshape(2, 4, -1) - mean[..., None]) / std[..., None]
@@ -192,7 +192,7 @@ def test_views_and_empty_batches(backend):
         out, moments = residual_scale_moments(empty, empty, 2, backend=backend)
         assert out.shape == empty.shape
         assert moments is None or not moments.any()
-        y = ada_group_norm(out, rows, rows, 2, moments=moments, backend=backend)
+        y = ada_group_norm((out, moments), rows, rows, 2, backend=backend)
         assert y.shape == empty.shape
 
 
@@ -215,8 +215,8 @@ def test_how_moments_are_cut():
 
 
 def block(x, h, scale, shift, backend=None):
-    out, moments = residual_scale_moments(x, h, 4, backend=backend)
-    return ada_group_norm(out, scale, shift, 4, moments=moments, backend=backend)
+    summed = residual_scale_moments(x, h, 4, backend=backend)
+    return ada_group_norm(summed, scale, shift, 4, backend=backend)
 
 
 @pytest.mark.parametrize("backend", [b for b in GPU_BACKENDS if b == "cuda"])
@@ -274,7 +274,7 @@ def test_cpu_leaves_moments_to_the_norm():
         assert torch.equal(out, residual_scale(x, h, backend=backend))
         wrong = torch.randn(2, 4, 1, 2)
         assert torch.equal(
-            ada_group_norm(out, *rows, 4, moments=wrong, backend=backend),
+            ada_group_norm((out, wrong), *rows, 4, backend=backend),
             ada_group_norm(out, *rows, 4, backend=backend),
         )
 
@@ -295,7 +295,7 @@ def test_bad_input():
 
     def raises(message, moments, error=ValueError, **options):
         with pytest.raises(error, match="ada_group_norm: " + message):
-            ada_group_norm(x, rows, rows, 3, moments=moments, **options)
+            ada_group_norm((x, moments), rows, rows, 3, **options)
 
     for shape in ((2, 3, 2), (2, 4, 1, 2), (1, 3, 1, 2), (2, 3, 1, 3), (2, 3, 0, 2)):
         raises(r"moments must be of shape \(2, 3, parts, 2\), got", torch.zeros(shape))
@@ -305,4 +305,4 @@ def test_bad_input():
     raises("bias must be None where moments", good, bias=rows)
     wide = torch.randn(2, 24)
     with pytest.raises(ValueError, match="ada_group_norm: x2 must be None where moments"):
-        ada_group_norm(x, wide, wide, 3, x2=x, moments=good)
+        ada_group_norm((x, good), wide, wide, 3, x2=x)

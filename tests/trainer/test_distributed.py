@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import time
 
 import pytest
 import torch
@@ -73,6 +74,68 @@ def test_gradients_and_losses_are_averaged():
     for parameter, value in zip(net.parameters(), first["end"], strict=True):
         torch.testing.assert_close(parameter - parameter.grad, value)
     assert (first["mean"], first["any"]) == (0.5, True)
+
+
+def meet_again(rank, port, results):
+    join(rank, port)
+    leave = torch.distributed.destroy_process_group
+    if rank == 0:  # which holds the store, is the last to leave
+        torch.distributed.destroy_process_group = lambda: (time.sleep(0.3), leave())
+    means = []
+    for i in range(3):
+        with distributed.processes("cpu"):
+            mean = torch.tensor(float(rank + i))
+            distributed.average(mean)
+            means.append(mean.item())
+    results[rank] = means
+
+
+def test_one_group_after_the_other():
+    """Who is early with the next finds nothing of the last."""
+    with mp.Manager() as manager:
+        results = manager.dict()
+        spawn(meet_again, results)
+        assert results[0] == results[1] == [0.5, 1.5, 2.5]
+
+
+def lose(rank, port, results):
+    join(rank, port)
+    try:
+        with distributed.processes("cpu"):
+            distributed.wait()
+            if rank == 1:
+                os._exit(0)
+            distributed.average(torch.ones(4))
+    except distributed.ProcessLost as error:
+        results[rank] = str(error)
+
+
+def test_a_process_that_is_gone_is_told_of():
+    with mp.Manager() as manager:
+        results = manager.dict()
+        spawn(lose, results)
+        assert results.keys() == [0]
+        assert "another process of this run has ended or can't be reached" in results[0]
+
+
+def test_whatever_is_done_together_tells_of_it(monkeypatch):
+    def broken(*_):
+        raise RuntimeError("connection reset by peer")
+
+    for name in ("barrier", "all_reduce", "all_gather", "broadcast"):
+        monkeypatch.setattr(torch.distributed, name, broken)
+    for name, value in (("is_initialized", True), ("get_rank", 0), ("get_world_size", 2)):
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+    x, cpu = torch.ones(4), torch.device("cpu")
+    for together in (
+        distributed.wait,
+        lambda: distributed.average(x),
+        lambda: distributed.gather(x),
+        lambda: distributed.any_process(True, cpu),
+        lambda: distributed.share([torch.nn.Linear(2, 2)]),
+    ):
+        with pytest.raises(distributed.ProcessLost, match="reset by peer"):
+            together()
 
 
 # The patch GAN's batch norm sees a process's share, so there is none; R1 and weighted

@@ -38,12 +38,15 @@ def test_reconstruction_loss_is_the_mean_difference():
 
 
 def test_weighted_learning_falls_from_one_to_nothing():
-    assert gan_losses.reconstruction_weight(0.0) == pytest.approx(0.9975, abs=5e-5)
-    assert gan_losses.reconstruction_weight(0.5) == pytest.approx(0.5)
-    assert gan_losses.reconstruction_weight(1.0) == pytest.approx(0.0025, abs=5e-5)
-    weights = [gan_losses.reconstruction_weight(i / 20) for i in range(21)]
+    def weight(progress, *delta):
+        return gan_losses.reconstruction_weight(torch.tensor(progress), *delta).item()
+
+    assert weight(0.0) == pytest.approx(0.9975, abs=5e-5)
+    assert weight(0.5) == pytest.approx(0.5)
+    assert weight(1.0) == pytest.approx(0.0025, abs=5e-5)
+    weights = [weight(i / 20) for i in range(21)]
     assert weights == sorted(weights, reverse=True)
-    assert gan_losses.reconstruction_weight(0.25, 2.0) == pytest.approx(1 / (1 + math.exp(-1.0)))
+    assert weight(0.25, 2.0) == pytest.approx(1 / (1 + math.exp(-1.0)))
 
 
 def test_cosine_rate_ends_at_zero():
