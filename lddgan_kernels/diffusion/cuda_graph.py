@@ -1,9 +1,10 @@
 """The same calls as one CUDA graph: a small batch leaves a GPU waiting for Python, which launches
 some hundred kernels a step; a graph launches them all at once."""
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +30,26 @@ def bucket(count: int, largest: int) -> int:
 def capturable(device: torch.device) -> bool:
     """Whether calls on `device` can be captured; not while someone else captures already."""
     return device.type == "cuda" and not torch.cuda.is_current_stream_capturing()
+
+
+@contextmanager
+def captured(
+    graph: torch.cuda.CUDAGraph, pool: Any, stream: torch.cuda.Stream | None, whose: str
+) -> Iterator[None]:
+    """What runs inside becomes `graph`; other threads, as those that load data, go on calling CUDA.
+
+    Raises:
+        RuntimeError: it cannot be captured; the message begins with `whose`.
+    """
+    gc.collect()  # graphs that are garbage would be destroyed in the middle of it
+    try:
+        with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
+            yield
+    except RuntimeError as error:
+        # PyTorch would refuse this device's random numbers from now on.
+        generator = torch.cuda.default_generators[torch.cuda.current_device()]
+        generator.graphsafe_set_state(generator.clone_state())
+        raise RuntimeError(f"{whose}, got: {error}") from error
 
 
 class CudaGraphs:
@@ -57,16 +78,12 @@ class CudaGraphs:
             self.stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self.stream):
                 draw(seeds)  # compiles, loads and caches what cannot be captured
-                try:
-                    with torch.cuda.graph(
-                        graph, self.pool, self.stream, capture_error_mode="thread_local"
-                    ):
-                        images = draw(seeds)
-                except RuntimeError as error:
-                    raise RuntimeError(
-                        "Sampler: generator and decoder must neither read values back nor wait for "
-                        f"the GPU, so that a graph can be captured, got: {error}"
-                    ) from error
+                whose = (
+                    "Sampler: generator and decoder must neither read values back nor wait for the "
+                    "GPU, so that a graph can be captured"
+                )
+                with captured(graph, self.pool, self.stream, whose):
+                    images = draw(seeds)
             torch.cuda.current_stream().wait_stream(self.stream)
         return Graph(seeds, graph.replay, images)
 

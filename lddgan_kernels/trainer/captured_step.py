@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 from torch.optim import Optimizer
 
+from lddgan_kernels.diffusion.cuda_graph import captured
 from lddgan_kernels.trainer.meter import Metrics
 from lddgan_kernels.trainer.optimizers import capturing
 
@@ -65,18 +66,12 @@ class CapturedStep:
         inputs = [tensor.clone() for tensor in tensors]
         increment_version(self._weights())  # so that nothing kept of them is taken for good
         graph = torch.cuda.CUDAGraph()
-        try:
-            with (
-                capturing(self._optimizers),
-                # Other threads, as those that load data, go on calling CUDA.
-                torch.cuda.graph(graph, self._pool, capture_error_mode="thread_local"),
-            ):
-                metrics = self._compute(kind, inputs)
-                values = torch.stack([value.float() for value in metrics.values()])
-        except RuntimeError as error:
-            raise RuntimeError(
-                "train: a step that becomes a CUDA graph must neither read values back nor wait "
-                f"for the GPU (cuda_graphs = false runs it call by call), got: {error}"
-            ) from error
+        whose = (
+            "train: a step that becomes a CUDA graph must neither read values back nor wait for "
+            "the GPU (cuda_graphs = false runs it call by call)"
+        )
+        with capturing(self._optimizers), captured(graph, self._pool, None, whose):
+            metrics = self._compute(kind, inputs)
+            values = torch.stack([value.float() for value in metrics.values()])
         self._pool = graph.pool()
         return _Graph(inputs, graph.replay, tuple(metrics), values)

@@ -21,9 +21,18 @@ def next_power_of_two(n: int) -> int:
 
 
 @triton.jit
-def sigmoid(x):
-    """1 / (1 + e^-x) in float32."""
-    return 1.0 / (1.0 + tl.exp(-x))
+def sigmoid(x, EXACT: tl.constexpr):
+    """1 / (1 + e^-x) of float32. EXACT, for results that are kept in float32: within a few
+    roundings, as PyTorch's; the hardware's exponential and quotient alone are not."""
+    if EXACT:
+        y = tl.minimum(tl.maximum(-x, -128.0), 128.0)
+        k = tl.floor(y * 1.4426950408889634 + 0.5)
+        rest = (y - k * 0.693359375) + k * 2.12194440e-4
+        power = tl.exp2(k) * tl.exp2(rest * 1.4426950408889634)
+        result = tl.div_rn(tl.full(x.shape, 1.0, tl.float32), 1.0 + power)
+    else:
+        result = 1.0 / (1.0 + tl.exp(-x))
+    return result
 
 
 @triton.jit

@@ -73,11 +73,11 @@ def _group_sum(value, group_of, GB: tl.constexpr):
 
 
 @triton.jit
-def _through_activation(x_hat, scale, shift, grad, SILU: tl.constexpr):
+def _through_activation(x_hat, scale, shift, grad, SILU: tl.constexpr, EXACT: tl.constexpr):
     """The gradient before the activation."""
     if SILU:
         y = x_hat * scale + shift
-        s = sigmoid(y)
+        s = sigmoid(y, EXACT)
         grad = grad * (s * (1.0 + y * (1.0 - s)))
     return grad
 

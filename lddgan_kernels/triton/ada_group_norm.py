@@ -80,7 +80,7 @@ def _forward_kernel(
                       channel_mask, end, CHANNELS_LAST, HAS_X2, HAS_BIAS)  # fmt: skip
         y = ((x - mean) - missed) * scale + shift
         if SILU:
-            y = y * sigmoid(y)
+            y = y * sigmoid(y, out_ptr.dtype.element_ty == tl.float32)
         offset = _offset(channel, position, channels, hw, CHANNELS_LAST)
         tl.store(
             out_ptr + offset, y.to(out_ptr.dtype.element_ty), mask=channel_mask & (position < end)
@@ -120,7 +120,9 @@ def _sums_kernel(
         offset = _offset(channel, position, channels, hw, CHANNELS_LAST)
         grad = tl.load(grad_ptr + offset, mask=mask, other=0.0).to(tl.float32)
         x_hat = tl.where(mask, (x - mean) * rstd, 0.0)
-        grad = _through_activation(x_hat, scale, shift, grad, SILU)
+        grad = _through_activation(
+            x_hat, scale, shift, grad, SILU, grad_ptr.dtype.element_ty == tl.float32
+        )
         sum_gx += tl.sum(grad * x_hat, axis=1)
         sum_g += tl.sum(grad, axis=1)
         sum_x += tl.sum(x_hat, axis=1)
@@ -161,7 +163,9 @@ def _backward_kernel(
     offset = _offset(channel, position, channels, hw, CHANNELS_LAST)
     grad = tl.load(grad_ptr + offset, mask=mask, other=0.0).to(tl.float32)
     x_hat = tl.where(mask, (x - mean) * rstd, 0.0)
-    grad = _through_activation(x_hat, scale, shift, grad, SILU)
+    grad = _through_activation(
+        x_hat, scale, shift, grad, SILU, grad_ptr.dtype.element_ty == tl.float32
+    )
     if ONCHIP:
         sum_gx = tl.sum(grad * x_hat, axis=1)[:, None]
         sum_g = tl.sum(grad, axis=1)[:, None]
@@ -198,7 +202,9 @@ def _backward_kernel(
             offset = _offset(channel, position, channels, hw, CHANNELS_LAST)
             grad = tl.load(grad_ptr + offset, mask=mask, other=0.0).to(tl.float32)
             x_hat = (x - mean) * rstd
-            grad = _through_activation(x_hat, scale, shift, grad, SILU)
+            grad = _through_activation(
+                x_hat, scale, shift, grad, SILU, grad_ptr.dtype.element_ty == tl.float32
+            )
         grad_x = rstd * (scale * grad - mean_g - x_hat * mean_gx)
         first = mask & (channel < c1) if HAS_X2 else mask
         offset = _offset(channel, position, c1, hw, CHANNELS_LAST)

@@ -30,7 +30,7 @@ def _value(
     x = x.to(tl.float32)
     y = ((x - mean) - missed) * gain + shift
     if SILU:
-        y = y * sigmoid(y)
+        y = y * sigmoid(y, x_ptr.dtype.element_ty == tl.float32)
     return tl.where(inside, y, 0.0), x
 
 
