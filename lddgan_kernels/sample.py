@@ -1,6 +1,7 @@
 """`python -m lddgan_kernels.sample`: images from a trained run, or from a published checkpoint.
 
     python -m lddgan_kernels.sample --run runs/digits --seeds 0-63 --out samples/
+    python -m lddgan_kernels.sample --run runs/digits-ddpm --sampler dpm++ --steps 20
     python -m lddgan_kernels.sample --published netG_1200.pth --options ddgan.json
     python -m lddgan_kernels.sample --published netG_950.pth --options lddgan.toml \\
         --autoencoder 16x16x4_551.ckpt --autoencoder-options autoencoder.json
@@ -15,12 +16,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import tyro
 
 from lddgan_kernels._checks import check_device
+from lddgan_kernels.diffusion import SamplerName
 from lddgan_kernels.trainer import command
 from lddgan_kernels.trainer.folder import RunFolder
 from lddgan_kernels.trainer.network_files import load_system
@@ -51,6 +53,10 @@ class Options:
     """The published autoencoder of an LDDGAN; the options then hold its scale_factor."""
     autoencoder_options: Path | None = None
     """Its published options (`model.params`), as .json or .toml: embed_dim, ddconfig, ..."""
+    sampler: SamplerName | None = None
+    """Of a DDPM: ddpm, ddim, heun or dpm++; its run's own by default."""
+    steps: int | None = None
+    """Of the sampler."""
     seeds: str = "0-63"
     """Which samples: "0-63", "7", "0-9,42"."""
     out: Path = Path("samples")
@@ -87,11 +93,14 @@ def load(options: Options) -> System:
     sources = (options.run, options.checkpoint, options.published)
     if sum(source is not None for source in sources) != 1:
         raise ValueError("sample: one of --run, --checkpoint and --published must be given")
+    many: dict[str, Any] = {"sampler": options.sampler, "steps": options.steps}
     if options.run is not None:
-        return load_system(RunFolder(options.run).generator, options.device)
+        return load_system(RunFolder(options.run).generator, options.device, **many)
     if options.checkpoint is not None:
-        return load_system(options.checkpoint, options.device)
+        return load_system(options.checkpoint, options.device, **many)
     assert options.published is not None
+    if options.sampler is not None or options.steps is not None:
+        raise ValueError("sample: --sampler and --steps must be left out with --published")
     if options.options is None:
         raise ValueError("sample: --options must be given with --published")
     autoencoder = None

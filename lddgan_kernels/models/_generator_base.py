@@ -30,7 +30,7 @@ class GeneratorBase(torch.nn.Module):
         Args:
             x: (N, channels, resolution, resolution) of the parameters' dtype (or float32 under
                 autocast), contiguous or channels_last.
-            t: (N,) steps, int64.
+            t: (N,) steps, int64, or floating where they are many.
             z: (N, z_dim) of the parameters' dtype.
 
         Returns:

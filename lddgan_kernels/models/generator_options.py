@@ -19,8 +19,8 @@ class LatentShape:
 class CommonOptions:
     """Options of any generator."""
 
-    z_dim: Count = 25
-    """Width of the latent z."""
+    z_dim: Whole = 25
+    """Width of the latent z; 0: none, as for a network that predicts noise."""
     mapping_layers: Whole = 4
     """Linear layers of the mapping network after its first."""
     mapping_width: Count = 256

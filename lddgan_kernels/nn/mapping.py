@@ -14,15 +14,18 @@ from lddgan_kernels.ops import pixel_norm
 
 
 class Mapping(nn.Module):
-    """z (N, z_dim) -> (N, width): pixel norm, then 1 + `depth` linear layers, each with SiLU."""
+    """z (N, z_dim) -> (N, width): pixel norm, then 1 + `depth` linear layers, each with SiLU.
+
+    Without z (z_dim 0) a constant stands for it.
+    """
 
     def __init__(self, z_dim: int, width: int, depth: int) -> None:
         super().__init__()
-        widths = [z_dim] + [width] * (1 + depth)
+        widths = [max(z_dim, 1)] + [width] * (1 + depth)
         self.layers = nn.ModuleList(Linear(i, o) for i, o in itertools.pairwise(widths))
 
     def forward(self, z: Tensor) -> Tensor:
-        h = pixel_norm(z)
+        h = pixel_norm(z) if z.shape[1] else z.new_ones(z.shape[0], 1)
         for layer in self.layers:
             h = F.silu(layer(h))
         return h

@@ -105,6 +105,7 @@ class TimeBiases:
         return (
             type(t) is Tensor  # no fake
             and t.is_cpu
+            and not t.is_floating_point()  # between steps, of which there may be a thousand
             and not torch.is_grad_enabled()
             and not torch.is_autocast_enabled("cpu")
             and not is_traced()

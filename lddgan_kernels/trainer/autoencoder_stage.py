@@ -21,7 +21,11 @@ BASE_LR = 4.5e-6  # a sample of the batch
 
 
 def autoencoder_loss(
-    model: Autoencoder, lpips: LPIPS | None, gan_start: int | None, gan_width: int = 64
+    model: Autoencoder,
+    lpips: LPIPS | None,
+    gan_start: int | None,
+    gan_width: int = 64,
+    kl_weight: float = 1e-6,
 ) -> AutoencoderLoss:
     """The loss that suits an autoencoder, its discriminator on the model's device.
 
@@ -30,6 +34,7 @@ def autoencoder_loss(
         lpips: left out where the images are under 64 px.
         gan_start: the GAN's first step; None: no GAN. Images under 6 px have none either.
         gan_width: of the discriminator's first layer.
+        kl_weight: of the KL term, where there is one.
     """
     config = model.config
     layers = patch_layers(config.resolution)
@@ -38,7 +43,7 @@ def autoencoder_loss(
         discriminator = PatchDiscriminator(config.image_channels, gan_width, layers)
         discriminator = discriminator.to(model.last_layer.device)
     return AutoencoderLoss(
-        extra_weight=1e-6 if config.kl else 1.0,
+        extra_weight=kl_weight if config.kl else 1.0,
         lpips=lpips if config.resolution >= MIN_SIZE else None,
         discriminator=discriminator,
         gan_start=gan_start or 0,
@@ -134,7 +139,9 @@ class AutoencoderStage:
         self.layout = networks.layout(config)
         self.autocast = torch.bfloat16 if uses_bfloat16(config, device) else None
         self.model = networks.place(networks.build_autoencoder(config), device, config)
-        self.loss = autoencoder_loss(self.model, lpips, training.gan_start)
+        self.loss = autoencoder_loss(
+            self.model, lpips, training.gan_start, kl_weight=training.kl_weight
+        )
         if self.loss.lpips is not None:
             self.loss.lpips.to(device)
         distributed.share(self.modules().values())

@@ -77,7 +77,7 @@ class LatentBatches:
         self.cache = cache
         self.scale = scale
         self.seed = config.seed
-        self.share = config.gan.batch_size // distributed.world_size()
+        self.share = config.training.batch_size // distributed.world_size()
         self.steps_per_epoch = steps_per_epoch(len(cache), self.share, distributed.world_size())
 
     def epoch(self, number: int, start: int) -> Iterator[Tensor]:

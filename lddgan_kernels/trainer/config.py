@@ -1,7 +1,8 @@
 """What a run is: one tree of frozen dataclasses, the same in TOML, on the command line and in code.
 
-A system is a preset and a codec: "autoencoder" makes LDDGAN, "none" DDGAN, "haar" WDDGAN. The
-networks' options are those of `models`. Annotations hold the valid ranges; `config_file.check`
+A system is a method and a codec: of the diffusion GANs "autoencoder" makes LDDGAN, "none" DDGAN and
+"haar" WDDGAN; "ddpm" is latent diffusion with the first, DDPM with the second. The networks'
+options are those of `models`. Annotations hold the valid ranges; `config_file.check`
 enforces them.
 """
 
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from lddgan_kernels._options import Count, Fraction, NonNegative, Range, Whole
+from lddgan_kernels.diffusion import SamplerName
 from lddgan_kernels.models import (
     AutoencoderOptions,
     CommonOptions,
@@ -46,6 +48,8 @@ class AutoencoderTraining:
     """Learning rate over batch size."""
     lr_schedule: Literal["constant", "cosine"] = "constant"
     """How the learning rate goes; cosine ends at zero."""
+    kl_weight: NonNegative = 1e-6
+    """Of the KL term of a `kl` autoencoder; a VAE that is sampled needs far more."""
     gan_start: Whole | None = None
     """The first step of the patch discriminator; leave out for none."""
     lpips_backbone: str | None = None
@@ -104,6 +108,28 @@ class GanTraining:
 
 
 @dataclass(frozen=True)
+class DdpmTraining:
+    """Training and sampling of a network that predicts noise."""
+
+    num_steps: Annotated[int, Range(1, 1000)] = 1000
+    """N, the steps that the diffusion is cut into."""
+    sampler: SamplerName = "ddim"
+    """How it samples: ddpm, ddim, heun (probability-flow ODE) or dpm++ (DPM-Solver++ 2M)."""
+    sample_steps: Count = 50
+    """Steps of the sampler; heun calls the network twice in each but the last."""
+    epochs: Count = 400
+    """Passes over the training set."""
+    batch_size: Count = 128
+    """Images an update, over all processes."""
+    lr: NonNegative = 2e-4
+    """Learning rate."""
+    lr_schedule: Literal["constant", "cosine"] = "constant"
+    """How it goes; cosine ends at zero."""
+    ema_decay: Fraction = 0.9999
+    """Of the average of the network's weights that samples."""
+
+
+@dataclass(frozen=True)
 class Log:
     """What is written, and how often."""
 
@@ -136,8 +162,11 @@ class Config:
     """At most this many images."""
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     """Decides all that is random: on a CPU the same seed gives the same losses, bit for bit."""
+    method: Literal["gan", "ddpm", "vae"] = "gan"
+    """What learns to sample: a diffusion GAN, a network that predicts noise, or nothing beside the
+    KL autoencoder, which then decodes draws from its prior."""
     codec: Literal["autoencoder", "haar", "none"] = "autoencoder"
-    """What the GAN works on: an autoencoder's latents, wavelet bands or pixels."""
+    """What it works on: an autoencoder's latents, wavelet bands or pixels."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """bfloat16 is autocast, weights stay float32; auto takes it where the device multiplies it."""
     channels_last: bool = False
@@ -152,4 +181,10 @@ class Config:
     vit: ViTOptions = field(default_factory=ViTOptions)
     discriminator: DiscriminatorOptions = field(default_factory=DiscriminatorOptions)
     gan: GanTraining = field(default_factory=GanTraining)
+    ddpm: DdpmTraining = field(default_factory=DdpmTraining)
     log: Log = field(default_factory=Log)
+
+    @property
+    def training(self) -> GanTraining | DdpmTraining:
+        """The training of what samples."""
+        return self.ddpm if self.method == "ddpm" else self.gan

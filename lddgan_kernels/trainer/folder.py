@@ -8,8 +8,8 @@ from lddgan_kernels.trainer import config_file, distributed
 from lddgan_kernels.trainer.config import Config
 from lddgan_kernels.trainer.files import write_atomically
 
-# What may be another when a run goes on: where things lie and what is written.
-FREE = ("data", "images.workers", "log.")
+# What may be another when a run goes on: where things lie, what is written, how DDPMs are sampled.
+FREE = ("data", "images.workers", "log.", "ddpm.sample")
 
 
 class RunFolder:
@@ -44,11 +44,11 @@ class RunFolder:
         if not self.config.exists():
             raise FileNotFoundError(f"train: --resume needs a run, got none in {self.path}")
         old = config_file.load(str(self.config))
-        epochs = max(old.gan.epochs, config.gan.epochs)
         steps = max(old.autoencoder_training.steps, config.autoencoder_training.steps)
         return replace(
             config,
-            gan=replace(config.gan, epochs=epochs),
+            gan=replace(config.gan, epochs=max(old.gan.epochs, config.gan.epochs)),
+            ddpm=replace(config.ddpm, epochs=max(old.ddpm.epochs, config.ddpm.epochs)),
             autoencoder_training=replace(config.autoencoder_training, steps=steps),
         )
 
@@ -91,7 +91,7 @@ class RunFolder:
         changed = [
             f"{name}: {before!r} -> {after!r}"
             for name, before, after in config_file.differences(old, new)
-            if not name.startswith((*free, "gan.epochs"))
+            if not name.startswith((*free, "gan.epochs", "ddpm.epochs"))
         ]
         if changed:
             raise ValueError(

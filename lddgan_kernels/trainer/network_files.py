@@ -1,5 +1,6 @@
 """Trained networks out to files and back in, with the configuration of their run."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lddgan_kernels.data import weights_fingerprint
+from lddgan_kernels.diffusion import SamplerName, check_sampler
 from lddgan_kernels.models import Autoencoder
 from lddgan_kernels.trainer import config_file, distributed, files, networks
 from lddgan_kernels.trainer.config import Config
@@ -49,30 +51,67 @@ def load_autoencoder(path: Path) -> tuple[Autoencoder, Config]:
     return autoencoder, config
 
 
-def load_system(generator: Path, device: torch.device | str) -> System:
+def load_system(
+    generator: Path,
+    device: torch.device | str,
+    *,
+    sampler: SamplerName | None = None,
+    steps: int | None = None,
+) -> System:
     """The system of a `generator.safetensors`; its autoencoder, if any, lies beside it.
+
+    A VAE is its autoencoder alone.
+
+    Args:
+        sampler, steps: of a DDPM, in place of those of its configuration.
 
     Raises:
         ValueError: a file is damaged or another kind, or the autoencoder is not the one whose
-            latents the generator makes.
+            latents the generator makes, or a sampler is named for what is no DDPM.
     """
+    beside = generator.with_name("autoencoder.safetensors")
+    if not generator.exists() and beside.exists():
+        autoencoder, config = load_autoencoder(beside)
+        if config.method == "vae":
+            config = _with_sampler(config, sampler, steps)
+            config = resolve_for_inference(config, torch.device(device))
+            networks.place(autoencoder, device, config)
+            return System(config, autoencoder, networks.build_codec(config, autoencoder))
     tensors, config, facts = _load(generator)
+    config = _with_sampler(config, sampler, steps)
     config = resolve_for_inference(config, torch.device(device))
     module = networks.build_generator(config)
     files.fill(module, tensors, generator)
     module = networks.place(module.eval().requires_grad_(False), device, config)
-    autoencoder = None
+    decoder = None
     if config.codec == "autoencoder":
-        path = generator.with_name("autoencoder.safetensors")
-        autoencoder = load_autoencoder(path)[0]
-        wanted, found = facts.get("autoencoder"), autoencoder_fingerprint(autoencoder)
+        decoder = load_autoencoder(beside)[0]
+        wanted, found = facts.get("autoencoder"), autoencoder_fingerprint(decoder)
         if wanted not in (None, found):
             raise ValueError(
-                f"checkpoint: {path} must be the autoencoder of {generator} ({wanted}), got "
+                f"checkpoint: {beside} must be the autoencoder of {generator} ({wanted}), got "
                 f"another ({found})"
             )
-        networks.place(autoencoder, device, config)
-    return System(config, module, networks.build_codec(config, autoencoder))
+        networks.place(decoder, device, config)
+    return System(config, module, networks.build_codec(config, decoder))
+
+
+def _with_sampler(config: Config, sampler: SamplerName | None, steps: int | None) -> Config:
+    """The configuration with another way to sample its DDPM."""
+    if sampler is None and steps is None:
+        return config
+    if config.method != "ddpm":
+        raise ValueError(
+            f"sample: --sampler and --steps must be left out for method {config.method}, which "
+            f"has one way to sample, got {sampler} and {steps}"
+        )
+    ddpm = replace(
+        config.ddpm,
+        sampler=config.ddpm.sampler if sampler is None else sampler,
+        sample_steps=config.ddpm.sample_steps if steps is None else steps,
+    )
+    check_sampler("sample", ddpm.sampler, ddpm.sample_steps, ddpm.num_steps)
+    return replace(config, ddpm=ddpm)
 
 
 def _load(path: Path) -> tuple[dict[str, Tensor], Config, dict[str, Any]]:

@@ -6,7 +6,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import nn
 
-from lddgan_kernels.diffusion import Schedule
+from lddgan_kernels.diffusion import Schedule, VPDiffusion, check_sampler
 from lddgan_kernels.models import (
     Autoencoder,
     AutoencoderConfig,
@@ -29,11 +29,19 @@ Network = TypeVar("Network", bound=nn.Module)
 def validate(config: Config) -> None:
     """Raises ValueError where a field is wrong in itself or does not fit the others."""
     config_file.check(config)
-    build_schedule(config, "cpu")
-    generator_config(config)
-    discriminator_config(config)
     if config.codec == "autoencoder":
         autoencoder_config(config)
+    if config.method == "vae":
+        _check_vae(config)
+        return
+    generator_config(config)
+    if config.method == "ddpm":
+        _check_ddpm(config)
+        return
+    build_schedule(config, "cpu")
+    if config.generator.z_dim == 0:
+        raise ValueError("config: generator.z_dim must be positive for method gan, got 0")
+    discriminator_config(config)
     resolution, model = latent_shape(config)[1], config.discriminator
     smallest = model.patch_size * 2 ** (model.num_blocks - (model.kind == "small"))
     if resolution % model.patch_size or resolution < smallest:
@@ -44,14 +52,41 @@ def validate(config: Config) -> None:
         )
 
 
+def _check_ddpm(config: Config) -> None:
+    """Raises ValueError where a network that predicts noise, or its sampler, does not fit."""
+    build_process(config)
+    for name, wanted in (("z_dim", 0), ("tanh_out", False)):
+        value = getattr(config.generator, name)
+        if value != wanted:
+            raise ValueError(
+                f"config: generator.{name} must be {wanted} for method ddpm, got {value}"
+            )
+    ddpm = config.ddpm
+    check_sampler("config", ddpm.sampler, ddpm.sample_steps, ddpm.num_steps)
+
+
+def _check_vae(config: Config) -> None:
+    if config.codec != "autoencoder" or not config.autoencoder.kl:
+        raise ValueError(
+            f"config: autoencoder.kl must be set, and codec autoencoder, for method vae, "
+            f"got {config.autoencoder.kl} and {config.codec}"
+        )
+
+
+def build_process(config: Config) -> VPDiffusion:
+    """The diffusion of a network that predicts noise."""
+    ends = config.diffusion
+    return VPDiffusion(config.ddpm.num_steps, ends.beta_min, ends.beta_max)
+
+
 def build_schedule(config: Config, device: torch.device | str) -> Schedule:
-    """The schedule of the diffusion."""
+    """The schedule of a diffusion GAN."""
     steps = config.diffusion
     return Schedule(steps.num_steps, device, beta_min=steps.beta_min, beta_max=steps.beta_max)
 
 
 def latent_shape(config: Config) -> tuple[int, int, int]:
-    """(C, H, W) of what the GAN works on."""
+    """(C, H, W) of what is sampled before it is decoded."""
     images = config.images
     if config.codec == "autoencoder":
         side = autoencoder_config(config).latent_resolution

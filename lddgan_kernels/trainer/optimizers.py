@@ -12,13 +12,13 @@ from torch.optim import Adam, Optimizer
 from lddgan_kernels.trainer import distributed
 
 
-def adam(module: nn.Module, lr: float) -> Optimizer:
-    """Adam (0.5, 0.9); its step takes the mean of the processes' gradients."""
+def adam(module: nn.Module, lr: float, betas: tuple[float, float] = (0.5, 0.9)) -> Optimizer:
+    """Adam, by default as GANs have it; its step takes the mean of the processes' gradients."""
     device = next(module.parameters()).device
     # On a GPU the rate is a tensor there, which a CUDA graph of the step reads anew.
     rate: float | Tensor = torch.tensor(lr, device=device) if device.type == "cuda" else lr
     fused = device.type in ("cpu", "cuda")
-    optimizer = Adam(module.parameters(), lr=rate, betas=(0.5, 0.9), fused=fused)
+    optimizer = Adam(module.parameters(), lr=rate, betas=betas, fused=fused)
     distributed.average_gradients(optimizer)
     return optimizer
 

@@ -1,4 +1,4 @@
-"""The whole job: data, autoencoder, latents, GAN, samples, scores, report."""
+"""The whole job: data, autoencoder, latents, GAN or DDPM, samples, scores, report."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,9 @@ from lddgan_kernels.trainer.autoencoder_losses import load_lpips
 from lddgan_kernels.trainer.autoencoder_stage import AutoencoderStage
 from lddgan_kernels.trainer.batches import ImageBatches, LatentBatches, open_dataset
 from lddgan_kernels.trainer.checkpoint import Checkpoint
+from lddgan_kernels.trainer.codec import PixelCodec
 from lddgan_kernels.trainer.config import Config
+from lddgan_kernels.trainer.diffusion_stage import DiffusionStage
 from lddgan_kernels.trainer.folder import RunFolder
 from lddgan_kernels.trainer.gan_stage import GanStage
 from lddgan_kernels.trainer.latents import encode_dataset
@@ -31,6 +33,7 @@ from lddgan_kernels.trainer.pictures import grid, reconstructions, save_png
 from lddgan_kernels.trainer.precision import resolve
 from lddgan_kernels.trainer.report import write_report
 from lddgan_kernels.trainer.scoring import DECIDES, Scorer, load_network
+from lddgan_kernels.trainer.stage import Batches
 from lddgan_kernels.trainer.stop import Interrupted, StopRequest
 from lddgan_kernels.trainer.summary import summarize
 from lddgan_kernels.trainer.system import System
@@ -132,7 +135,7 @@ def _begin(
                 f"train: --resume must find the pictures that the run began with, got others in "
                 f"{config.data or 'the embedded digits'}"
             )
-        if checkpoint.stage == "gan" and config.codec == "autoencoder":
+        if checkpoint.stage in ("gan", "ddpm") and config.codec == "autoencoder":
             _check_autoencoder(folder, facts)
     folder.begin(config, resume)
     distributed.wait()
@@ -141,16 +144,16 @@ def _begin(
 
 
 def _check_autoencoder(folder: RunFolder, facts: dict[str, Any]) -> None:
-    """The GAN in the checkpoint goes on with the autoencoder that it began with, or not at all."""
+    """What is in the checkpoint goes on with the autoencoder that it began with, or not at all."""
     if not folder.autoencoder.exists():
         raise FileNotFoundError(
-            f"train: --resume needs the autoencoder of the GAN in {folder.state}, got none at "
+            f"train: --resume needs the autoencoder of the network in {folder.state}, got none at "
             f"{folder.autoencoder}"
         )
     found = autoencoder_fingerprint(load_autoencoder(folder.autoencoder)[0])
     if facts.get("autoencoder", found) != found:
         raise ValueError(
-            f"train: --resume must find the autoencoder of the GAN in {folder.state} "
+            f"train: --resume must find the autoencoder of the network in {folder.state} "
             f"({facts['autoencoder']}), got another in {folder.autoencoder} ({found})"
         )
 
@@ -160,6 +163,7 @@ def _check_batches(config: Config) -> None:
     for name, size, parts in (
         ("autoencoder_training", config.autoencoder_training.batch_size, world),
         ("gan", config.gan.batch_size, world * config.gan.accumulate),
+        ("ddpm", config.ddpm.batch_size, world),
     ):
         if size % parts:
             raise ValueError(
@@ -171,32 +175,29 @@ def _check_batches(config: Config) -> None:
 def _train(run: Run) -> dict[str, Any] | None:
     config, log = run.config, run.log
     autoencoder = None
+    batches: Batches
     if config.codec == "autoencoder":
         autoencoder = train_autoencoder(run)
         run.check_stop()
+        if config.method == "vae":
+            codec = networks.build_codec(config, autoencoder)
+            return _finish(run, System(config, autoencoder, codec))
         cache = encode_dataset(config, run.folder, run.dataset, autoencoder, run.check_stop)
         log.say(f"latent scale {cache.abs_max:.4g}, measured on {len(cache)} images")
         log.write("latents", latent_scale=cache.abs_max, count=len(cache))
         codec = networks.build_codec(config, autoencoder)
         run.checkpoint.writes["autoencoder"] = autoencoder_fingerprint(autoencoder)
-        stage = GanStage(
-            config, LatentBatches(cache, autoencoder.latent_scale.item(), config), run.device
-        )
+        batches = LatentBatches(cache, autoencoder.latent_scale.item(), config)
     else:
         codec = networks.build_codec(config, None)
-        batches = ImageBatches(run.dataset, config, config.gan.batch_size, codec, run.device)
-        stage = GanStage(config, batches, run.device)
+        batches = ImageBatches(run.dataset, config, config.training.batch_size, codec, run.device)
+    kind = DiffusionStage if config.method == "ddpm" else GanStage
+    stage = kind(config, batches, run.device)
     system = System(config, stage.ema.module, codec)
-    seeds = torch.arange(config.log.grid)
 
     def picture(step: int) -> None:
         if distributed.rank() == 0:
-            save_png(run.folder.samples / f"step-{step:07d}.png", grid(system(seeds)))
-            path = system.path(seeds[:PATHS_SHOWN])
-            save_png(
-                run.folder.samples / "path.png",
-                grid(path.transpose(0, 1).flatten(0, 1), columns=len(path)),
-            )
+            _draw(run, system, step)
             save_generator(config, run.folder.generator, stage.ema.module, autoencoder)
             write_report(run.folder)
 
@@ -211,12 +212,26 @@ def _train(run: Run) -> dict[str, Any] | None:
 
     scored = score if config.log.score_every else None
     run_stage(stage, run.checkpoint, log, run.stop, picture, scored)
+    return _finish(run, system)
+
+
+def _draw(run: Run, system: System, step: int) -> None:
+    """The samples after so many steps, and how some of them became: a VAE's in one go."""
+    seeds, folder = torch.arange(run.config.log.grid), run.folder.samples
+    save_png(folder / f"step-{step:07d}.png", grid(system(seeds)))
+    if system.config.method != "vae":
+        path = system.path(seeds[:PATHS_SHOWN])
+        save_png(folder / "path.png", grid(path.transpose(0, 1).flatten(0, 1), columns=len(path)))
+
+
+def _finish(run: Run, system: System) -> dict[str, Any] | None:
+    """The summary, written; None in processes other than the first."""
     run.check_stop()
     if distributed.rank() > 0:
         distributed.wait()
         return None
-    summary = summarize(config, system, run.dataset)
-    log.write("summary", **summary)
+    summary = summarize(run.config, system, run.dataset)
+    run.log.write("summary", **summary)
     write_report(run.folder)
     distributed.wait()
     return summary
@@ -240,8 +255,10 @@ def train_autoencoder(run: Run) -> Autoencoder:
         if distributed.rank() == 0:
             stage.model.eval()
             picture = reconstructions(images, lambda x: stage.model(x).reconstruction)
-            stage.model.train()
             save_png(folder.samples / "reconstruction.png", picture)
+            if config.method == "vae":
+                _draw(run, System(config, stage.model, PixelCodec()), step)
+            stage.model.train()
             write_report(folder)
 
     run_stage(stage, run.checkpoint, run.log, run.stop, draw)

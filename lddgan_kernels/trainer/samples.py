@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lddgan_kernels.data import read_listed, weights_fingerprint, write_listed
 from lddgan_kernels.trainer.codec import AutoencoderCodec
+from lddgan_kernels.trainer.config import Config
 from lddgan_kernels.trainer.pictures import save_png
 from lddgan_kernels.trainer.stop import Interrupted, StopRequest
 from lddgan_kernels.trainer.system import System
@@ -89,10 +90,18 @@ def system_fingerprint(system: System) -> str:
     about = {
         "generator": weights_fingerprint(system.generator),
         "codec": [type(codec).__name__, weights_fingerprint(codec), scale],
-        "diffusion": asdict(config.diffusion),
+        "diffusion": asdict(config.diffusion) | _sampler(config),
         "precision": config.precision,
     }
     return _short(about)
+
+
+def _sampler(config: Config) -> dict[str, object]:
+    """How a DDPM is sampled; of other systems nothing."""
+    if config.method != "ddpm":
+        return {}
+    ddpm = config.ddpm
+    return {"sampler": ddpm.sampler, "steps": ddpm.sample_steps, "of": ddpm.num_steps}
 
 
 def _short(value: object) -> str:

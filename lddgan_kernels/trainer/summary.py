@@ -20,7 +20,7 @@ def summarize(config: Config, system: System, dataset: ImageDataset | PixelCache
     scored = config.log.scored if config.data is None else 0
     began = time.perf_counter()
     seeds = torch.arange(scored or config.log.grid)
-    samples = system(seeds, batch_size=min(len(seeds), config.gan.batch_size))
+    samples = system(seeds, batch_size=min(len(seeds), config.training.batch_size))
     speed = len(seeds) / (time.perf_counter() - began)
     if isinstance(system.codec, AutoencoderCodec):
         originals = torch.stack([dataset[i] for i in range(min(256, len(dataset)))])

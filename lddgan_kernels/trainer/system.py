@@ -1,6 +1,6 @@
-"""A whole system, ready to sample: LDDGAN, DDGAN or WDDGAN."""
+"""A whole system, ready to sample: a diffusion GAN, a DDPM or a VAE."""
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +12,15 @@ from lddgan_kernels.trainer.config import Config
 from lddgan_kernels.trainer.pictures import to_uint8
 from lddgan_kernels.trainer.precision import autocast
 
+DDPM_PATH = 4  # calls of many that a path shows
+
 
 class System:
-    """Seeds to images: the generator, schedule and codec of a configuration.
+    """Seeds to images: the generator, diffusion and codec of a configuration.
 
     Args:
         config: of the run.
-        generator: in evaluation mode, on its device.
+        generator: in evaluation mode, on its device; a VAE's is its autoencoder.
         codec: turns its outputs into images.
     """
 
@@ -27,15 +29,40 @@ class System:
         self.generator = generator
         self.codec = codec
         self.device = next(generator.parameters()).device
-        self._schedule = networks.build_schedule(config, self.device)
-        self._options: dict[str, Any] = {
-            "z_dim": config.generator.z_dim,
-            "memory_format": networks.layout(config),
-        }
+        self._layout = networks.layout(config)
         self._shape = networks.latent_shape(config)
-        self._draw = diffusion.Sampler(
-            generator, self._schedule, self._shape, decoder=codec, **self._options
-        )
+        self._schedule = networks.build_schedule(config, self.device)
+        self._many_steps: diffusion.ManyStepSampler | None = None
+        self._draw: Callable[[Tensor], Tensor]
+        if config.method == "ddpm":
+            self._draw = self._many_steps = diffusion.ManyStepSampler(
+                generator,
+                networks.build_process(config),
+                self._shape,
+                sampler=config.ddpm.sampler,
+                steps=config.ddpm.sample_steps,
+                decoder=codec,
+                memory_format=self._layout,
+            )
+        elif config.method == "vae":
+            self._draw = diffusion.PriorSampler(generator, self._shape, memory_format=self._layout)
+        else:
+            self._draw = diffusion.Sampler(
+                generator,
+                self._schedule,
+                self._shape,
+                z_dim=config.generator.z_dim,
+                decoder=codec,
+                memory_format=self._layout,
+            )
+
+    @property
+    def calls(self) -> int:
+        """How often the network is called for an image (NFE), the decoder aside."""
+        config = self.config
+        if config.method == "ddpm":
+            return diffusion.calls(config.ddpm.sampler, config.ddpm.sample_steps)
+        return config.diffusion.num_steps if config.method == "gan" else 1
 
     def __call__(self, seeds: Tensor, batch_size: int = 64) -> Tensor:
         """Images (N, C, H, W) uint8 on the CPU, `batch_size` at a time."""
@@ -44,20 +71,26 @@ class System:
 
     @torch.no_grad()
     def path(self, seeds: Tensor) -> Tensor:
-        """How samples become: (2T + 1, N, C, H, W) uint8.
+        """How samples become: (stations, N, C, H, W) uint8.
 
-        What a step starts from and the image it predicts, for each step, then the sample; all
-        decoded.
+        What a step starts from and the image it predicts, for each step (of many for a few), then
+        the sample; all decoded. (A VAE has none.)
         """
         seeds = seeds.to(self.device)
         with autocast(self.config, self.device):
-            latents, path = diffusion.sample(
-                self.generator,
-                self._schedule,
-                self._shape,
-                seeds,
-                return_path=True,
-                **self._options,
-            )
+            if self._many_steps is not None:
+                latents, path = self._many_steps.path(seeds)
+                shown = min(DDPM_PATH, len(path))
+                path = [path[len(path) * i // shown] for i in range(shown)]
+            else:
+                latents, path = diffusion.sample(
+                    self.generator,
+                    self._schedule,
+                    self._shape,
+                    seeds,
+                    z_dim=self.config.generator.z_dim,
+                    memory_format=self._layout,
+                    return_path=True,
+                )
             stations = [station for pair in path for station in pair] + [latents]
             return torch.stack([to_uint8(self.codec.decode(station)) for station in stations])

@@ -63,5 +63,16 @@ def test_parameters_get_no_graph_and_autocast_is_converted():
     assert out.dtype == torch.bfloat16
 
 
+def test_one_step_is_a_call_of_the_generator():
+    """A one-shot GAN: x_0 of x_1, of which nothing is left, and nothing added."""
+    schedule = Schedule(1)
+    assert schedule.posterior_mean_coef1.tolist() == [1]
+    assert schedule.posterior_mean_coef2.tolist() == [0]
+    assert schedule.a_s_cum[1] < 0.01
+    x = seeded_normal((5, 3, 6, 6), SEEDS, STREAM_X_T)
+    x0 = generator(x, torch.zeros(5, dtype=torch.int64), seeded_normal((5, 7), SEEDS, STREAM_Z))
+    assert draw(num_steps=1).equal(x0)
+
+
 def test_an_empty_batch():
     assert draw(SEEDS[:0]).shape == (0, 3, 6, 6)

@@ -24,9 +24,10 @@ def test_a_preset_loads_and_its_networks_fit(preset):
     assert config_file.parse(config_file.dump(config)) == config
     latent = (1, *networks.latent_shape(config))
     inputs = [latent, (1,), (1, config.generator.z_dim)]
-    generator = summarize(lambda: networks.build_generator(config), inputs)
-    assert generator.macs
-    assert summarize(lambda: networks.build_discriminator(config), [latent, (1,), latent]).macs
+    if config.method != "vae":
+        assert summarize(lambda: networks.build_generator(config), inputs).macs
+    if config.method == "gan":
+        assert summarize(lambda: networks.build_discriminator(config), [latent, (1,), latent]).macs
     if config.codec == "autoencoder":
         images = (1, config.images.channels, config.images.resolution, config.images.resolution)
         assert summarize(lambda: networks.build_autoencoder(config), [images]).macs
