@@ -108,3 +108,14 @@ def like_layout(x: Tensor, layout: torch.memory_format) -> Tensor:
     if _vectorized():  # a slice of many looks contiguous there
         return x.clone(memory_format=torch.contiguous_format)
     return x.contiguous(memory_format=layout)
+
+
+def check_labels(op: str, labels: Tensor | None, n: int, classes: int) -> None:
+    """`labels` must be one int64 a sample of a network with `classes`, or None; reads no value."""
+    if labels is None:
+        return
+    if classes == 0:
+        raise fail(op, "labels", "None where there are no classes", f"shape {tuple(labels.shape)}")
+    check_shape(op, "labels", labels, (n,))
+    if labels.dtype != torch.int64:
+        raise fail(op, "labels", "int64", labels.dtype)

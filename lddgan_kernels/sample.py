@@ -28,7 +28,7 @@ from lddgan_kernels.trainer.folder import RunFolder
 from lddgan_kernels.trainer.network_files import load_system
 from lddgan_kernels.trainer.pictures import grid, save_png
 from lddgan_kernels.trainer.published import published_system, read_options
-from lddgan_kernels.trainer.samples import read_samples, write_samples
+from lddgan_kernels.trainer.samples import Sample, draw, read_samples, write_samples
 from lddgan_kernels.trainer.system import System
 
 GRID_OF = 256
@@ -59,6 +59,10 @@ class Options:
     """Of the sampler."""
     seeds: str = "0-63"
     """Which samples: "0-63", "7", "0-9,42"."""
+    classes: str | None = None
+    """Of a run with labels, classes to draw each seed of, likewise; left out: one a seed."""
+    guidance: float = 0.0
+    """How strongly each step is guided by the class: w of (1 + w) x_class - w x_none."""
     out: Path = Path("samples")
     """Folder of the images."""
     grid: bool = True
@@ -71,17 +75,17 @@ class Options:
     """Where to sample."""
 
 
-def parse_seeds(text: str) -> list[int]:
+def parse_seeds(text: str, what: str = "seeds") -> list[int]:
     """ "0-2,7" -> [0, 1, 2, 7]."""
     found: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
         seeds = range(int(match[1]), int(match[2] or match[1]) + 1) if match else range(0)
         if seeds.start >= seeds.stop:
-            raise ValueError(f'sample: seeds must be like "0-63" or "1,5,7", got {text!r}')
+            raise ValueError(f'sample: {what} must be like "0-63" or "1,5,7", got {text!r}')
         if seeds.stop > 2**63 or seeds.stop - seeds.start > MOST_SEEDS:
             raise ValueError(
-                f"sample: seeds must be below 2^63 and at most {MOST_SEEDS}, got {text!r}"
+                f"sample: {what} must be below 2^63 and at most {MOST_SEEDS}, got {text!r}"
             )
         found += seeds
     return found
@@ -93,14 +97,17 @@ def load(options: Options) -> System:
     sources = (options.run, options.checkpoint, options.published)
     if sum(source is not None for source in sources) != 1:
         raise ValueError("sample: one of --run, --checkpoint and --published must be given")
-    many: dict[str, Any] = {"sampler": options.sampler, "steps": options.steps}
+    how: dict[str, Any] = {"sampler": options.sampler, "steps": options.steps}
+    how["guidance"] = options.guidance
     if options.run is not None:
-        return load_system(RunFolder(options.run).generator, options.device, **many)
+        return load_system(RunFolder(options.run).generator, options.device, **how)
     if options.checkpoint is not None:
-        return load_system(options.checkpoint, options.device, **many)
+        return load_system(options.checkpoint, options.device, **how)
     assert options.published is not None
-    if options.sampler is not None or options.steps is not None:
-        raise ValueError("sample: --sampler and --steps must be left out with --published")
+    if options.sampler is not None or options.steps is not None or options.guidance:
+        raise ValueError(
+            "sample: --sampler, --steps and --guidance must be left out with --published"
+        )
     if options.options is None:
         raise ValueError("sample: --options must be given with --published")
     autoencoder = None
@@ -117,33 +124,47 @@ def load(options: Options) -> System:
     )
 
 
-def draw(options: Options) -> None:
+def chosen(options: Options, classes: int) -> list[Sample]:
+    """What is to be drawn of a system with so many classes."""
+    seeds = parse_seeds(options.seeds)
+    if options.classes is None:
+        return [Sample(seed) for seed in seeds]
+    labels = list(dict.fromkeys(parse_seeds(options.classes, "classes")))
+    if max(labels) >= classes:
+        there = f"in 0..{classes - 1}" if classes else "left out for a run without labels"
+        raise ValueError(f"sample: classes must be {there}, got {max(labels)}")
+    return [Sample(seed, label) for label in labels for seed in seeds]
+
+
+def write(options: Options) -> None:
     """Writes the samples of `options`."""
     if options.batch_size < 1:
         raise ValueError(f"sample: batch_size must be positive, got {options.batch_size}")
-    seeds = parse_seeds(options.seeds)
+    parse_seeds(options.seeds)
     out = options.out.expanduser()
     if out.exists() and not out.is_dir():
         raise ValueError(f"sample: out must be a folder, got the file {out}")
     system = load(options)
+    samples = chosen(options, system.config.classes)
     began = time.perf_counter()
-    shown = seeds[:GRID_OF]
+    shown = samples[:GRID_OF]
     if options.images:
-        drawn = write_samples(system, seeds, out, options.batch_size)
+        drawn = write_samples(system, samples, out, options.batch_size)
     else:
         drawn = len(shown)
-        images = system(torch.tensor(shown), options.batch_size)
+        images = draw(system, shown, options.batch_size)
     speed = drawn / (time.perf_counter() - began)
     if options.grid:
         save_png(out / "grid.png", grid(read_samples(out, shown) if options.images else images))
-    kept = f", {len(seeds) - drawn} were there" if options.images and drawn < len(seeds) else ""
-    print(f"{len(seeds)} samples -> {out}, {speed:.1f} a second{kept}")
+    there = len(samples) - drawn
+    kept = f", {there} were there" if options.images and there else ""
+    print(f"{len(samples)} samples -> {out}, {speed:.1f} a second{kept}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     options = tyro.cli(Options, args=arguments)
-    return command.run(lambda: draw(options))
+    return command.run(lambda: write(options))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,12 @@ def describe(summary: dict[str, Any]) -> str:
             f"{digits['share_confident_noise']:.3f} of noise",
             "share of each digit: "
             + " ".join(f"{i}:{share:.3f}" for i, share in enumerate(digits["digit_shares"])),
+            *(
+                "read as the class asked for: "
+                + " ".join(f"{i}:{share:.3f}" for i, share in enumerate(shares))
+                for shares in (digits.get("read_as_asked"),)
+                if shares
+            ),
             "distance to the nearest training image: "
             f"{digits['nearest_distance_ratio']:.3f} of that of held-out digits",
         ]

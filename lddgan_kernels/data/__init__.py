@@ -1,6 +1,12 @@
 """Images in: folders, archives, arrays, CIFAR, LMDB, the embedded digits; cached latents."""
 
-from lddgan_kernels.data.batches import PixelCache, cache_pixels, image_batches, steps_per_epoch
+from lddgan_kernels.data.batches import (
+    PixelCache,
+    cache_pixels,
+    epoch_order,
+    image_batches,
+    steps_per_epoch,
+)
 from lddgan_kernels.data.digits import Digits, load_digits
 from lddgan_kernels.data.download import cache_folder, download
 from lddgan_kernels.data.folder import read_listed, write_listed
@@ -15,6 +21,7 @@ __all__ = [
     "cache_folder",
     "cache_pixels",
     "download",
+    "epoch_order",
     "image_batches",
     "load_digits",
     "open_images",

@@ -17,7 +17,6 @@ class PixelCache(torch.utils.data.Dataset[Tensor]):
         from tqdm import tqdm
 
         self.name = dataset.name
-        self.labels = dataset.labels
         self.identity = dataset.identity
         self.resolution = dataset.resolution
         self.channels = dataset.channels
@@ -32,6 +31,8 @@ class PixelCache(torch.utils.data.Dataset[Tensor]):
                 done += len(batch)
                 bar.update(len(batch))
         self.skipped = dataset.skipped
+        self.labels = dataset.labels
+        self.stand_ins = dataset.stand_ins
 
     def __len__(self) -> int:
         return len(self.images)

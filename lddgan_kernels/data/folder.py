@@ -2,10 +2,14 @@
 
 import json
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lddgan_kernels.data.kinds import check_bytes, is_picture, readable
+from lddgan_kernels.data.labels import LISTED as LABELS
+from lddgan_kernels.data.labels import find_labels
 from lddgan_kernels.data.source import Skipped
 from lddgan_kernels.data.tar import SUFFIXES as TAR_SUFFIXES
 
@@ -17,7 +21,7 @@ SETS = (".zip", ".parquet", *TAR_SUFFIXES)
 
 
 class FolderSource:
-    """Images below `path`, in the order of their relative names.
+    """Images below `path`, in the order of their relative names; labels by `find_labels`.
 
     Linked folders are entered, each folder once. Hidden names are left out. Where the folder holds
     the samples of a call of `sample`, these alone are meant: not their grid, nor those of an
@@ -26,7 +30,6 @@ class FolderSource:
 
     def __init__(self, path: Path) -> None:
         self.name = readable(path.resolve().name)
-        self.labels = None
         self.passed_over: Skipped = []
         self.sets: list[Path] = []
         self._root = path
@@ -36,6 +39,9 @@ class FolderSource:
             self._search()
         else:
             self._names = [name for name in listed["pictures"] if (path / name).is_file()]
+        named = path / LABELS
+        read = named.read_bytes if named.is_file() else None
+        self.labels = find_labels(self._names, read, self.passed_over)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -99,20 +105,33 @@ def read_listed(folder: Path) -> dict[str, Any] | None:
     return found if isinstance(pictures, list) and all(map(_is_plain, pictures)) else None
 
 
-def write_listed(folder: Path, pictures: list[str], **facts: Any) -> None:
-    """Notes in a folder which pictures in it are samples of one call, with `facts` about it."""
+def write_listed(
+    folder: Path, pictures: list[str], labels: Sequence[int] = (), **facts: Any
+) -> None:
+    """Notes in a folder which pictures in it are samples of one call, with `facts` about it.
+
+    Labels, one a picture, go into a `dataset.json`.
+    """
     content = {"made by": "lddgan_kernels.sample", **facts, "pictures": pictures}
-    temporary = folder / f".{LISTED}.tmp"
+    _write(folder / LISTED, json.dumps(content))
+    if labels:
+        pairs = list(zip(pictures, labels, strict=True))
+        _write(folder / LABELS, json.dumps({"labels": pairs}))
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_text(json.dumps(content))
-        temporary.replace(folder / LISTED)
+        temporary.write_text(text)
+        temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise OSError(f"{folder / LISTED} could not be written: {_reason(error)}") from error
+        raise OSError(f"{path} could not be written: {_reason(error)}") from error
 
 
 def _is_plain(name: object) -> bool:
-    return isinstance(name, str) and name == os.path.basename(name)
+    """Whether a name is that of a picture in the folder, or in a folder in it."""
+    return isinstance(name, str) and re.fullmatch(r"(?:\d+/)?[^/]+", name) is not None
 
 
 def _head(path: Path) -> bytes:

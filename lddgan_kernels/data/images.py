@@ -27,15 +27,13 @@ class ImageDataset(torch.utils.data.Dataset[Tensor]):
 
     An item that cannot be decoded, or is smaller than the crop, is replaced by the next good one,
     so that batches keep their size; `skipped` lists such items once each, also those that a
-    DataLoader's workers met. `labels` is (N,) int64 or None; `name` is for people, `identity` tells
-    the set from any other.
+    DataLoader's workers met. `name` is for people, `identity` tells the set from any other.
     """
 
     def __init__(
         self, source: Source, resolution: int, channels: int, length: int, enlarge: bool = False
     ) -> None:
         self.name = source.name
-        self.labels = None if source.labels is None else source.labels[:length]
         self.resolution = resolution
         self.channels = channels
         self.enlarge = enlarge
@@ -65,6 +63,25 @@ class ImageDataset(torch.utils.data.Dataset[Tensor]):
             f"open_images: path must hold an image of at least {self.resolution}x"
             f"{self.resolution} pixels, got {length} files at {self.name}, none usable: {first}"
         )
+
+    @property
+    def labels(self) -> Tensor | None:
+        """(N,) int64 classes or None: of the picture that comes for an index, as far as is known.
+
+        For a picture found bad, another comes.
+        """
+        labels = self._source.labels
+        if labels is None:
+            return None
+        labels = labels[: len(self)]
+        return labels[self.stand_ins] if self._bad.any() else labels
+
+    @property
+    def stand_ins(self) -> Tensor:
+        """(N,) int64: which picture comes for each index, as far as is known."""
+        good = self.good.nonzero().flatten()
+        after = torch.searchsorted(good, torch.arange(len(self)))
+        return good[after % len(good)]
 
     @cached_property
     def identity(self) -> str:
@@ -117,6 +134,9 @@ def open_images(
     limit: at most this many, the first ones in the order of their names.
     channels: 3 (RGB) or 1 (grey).
     enlarge: use smaller images too, enlarged.
+
+    Labels, where all pictures have one: `y`, CIFAR's, the digits; else a `dataset.json` as StyleGAN
+    has it, beside the pictures of a folder or zip; else the folders, in the order of their names.
 
     Returns: `ImageDataset`. Raises FileNotFoundError for a missing path, ValueError where nothing
     usable is found or the format is not as described, ImportError where pyarrow is not installed.

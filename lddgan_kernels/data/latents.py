@@ -43,7 +43,8 @@ class LatentCache:
 
     `path` holds the numbers, `path.json` the shape, dtype, the autoencoder's fingerprint, the
     identity of the data set (a hash of its pictures), the largest magnitude, `abs_max` (which the
-    GAN's latents are divided by), and a checksum of all that. Made by `create`, found again by
+    GAN's latents are divided by), `stand_ins` ([index, the picture that came for a bad one]), and a
+    checksum of all that. Made by `create`, found again by
     `open`.
     """
 
@@ -53,6 +54,7 @@ class LatentCache:
         self.dtype = DTYPES[facts["dtype"]]
         self.abs_max = float(facts["abs_max"])
         self.dataset: dict[str, Any] = facts["dataset"]
+        self.stand_ins: list[list[int]] = facts.get("stand_ins", [])
         # An item is an image one way round, as bytes.
         self._file = _open_items(path, self.shape[0] * self.shape[1], self.shape[2:], self.dtype)
 
@@ -117,6 +119,7 @@ class LatentCache:
         }
         part = _encode_all(path, facts, dataset, encode, batch_size, device, workers)
         facts["abs_max"] = _abs_max(_open_items(part, shape[0], shape[1:], dtype), dtype)
+        facts["stand_ins"] = _stand_ins(dataset)
         facts["checksum"] = _checksum(part, facts)
         _sidecar(path).unlink(missing_ok=True)
         part.replace(path)
@@ -197,6 +200,12 @@ class LatentCache:
 
 def _describe(dataset: ImageDataset | PixelCache) -> dict[str, Any]:
     return {"length": len(dataset), "identity": dataset.identity}
+
+
+def _stand_ins(dataset: ImageDataset | PixelCache) -> list[list[int]]:
+    came = dataset.stand_ins
+    bad = (came != torch.arange(len(came))).nonzero().flatten()
+    return torch.stack([bad, came[bad]], dim=1).tolist()
 
 
 def _sidecar(path: Path) -> Path:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from lddgan_kernels._checks import fail
 from lddgan_kernels.data.kinds import LARGEST, check_bytes, is_picture, readable
+from lddgan_kernels.data.labels import labels_of_folders
 from lddgan_kernels.data.source import Skipped
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
@@ -92,13 +93,13 @@ def _compressed(path: Path, archive: tarfile.TarFile, passed_over: Skipped) -> I
 
 
 class TarSource:
-    """The images among files of archives, in their order."""
+    """The images among files of archives, in their order; labels by their folders."""
 
     def __init__(self, name: str, members: list[Member], passed_over: Skipped) -> None:
         self.name = name
-        self.labels = None
         self.passed_over = passed_over
         self._members = [member for member in members if _is_picture(member)]
+        self.labels = labels_of_folders([member.name for member in self._members])
 
     def __len__(self) -> int:
         return len(self._members)

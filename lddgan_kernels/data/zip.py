@@ -6,15 +6,15 @@ from pathlib import Path
 
 from lddgan_kernels._checks import fail
 from lddgan_kernels.data.kinds import check_bytes, is_picture, readable
+from lddgan_kernels.data.labels import LISTED, find_labels
 from lddgan_kernels.data.source import Skipped
 
 
 class ZipSource:
-    """Images inside the zip file `path`, in the order of their names."""
+    """Images inside the zip file `path`, in the order of their names; labels by `find_labels`."""
 
     def __init__(self, path: Path) -> None:
         self.name = readable(path.stem)
-        self.labels = None
         self.passed_over: Skipped = []
         self._path = path
         self._handle: tuple[int, zipfile.ZipFile] | None = None
@@ -24,6 +24,12 @@ class ZipSource:
             raise fail("open_images", "path", "a readable zip", f"{path}: {error}") from None
         pictures = [info for info in members if self._is_picture(info)]
         self._members = sorted(pictures, key=lambda info: info.filename)
+        listed = any(info.filename == LISTED for info in members)
+        self.labels = find_labels(
+            [info.filename for info in self._members],
+            (lambda: self._zip().read(LISTED)) if listed else None,
+            self.passed_over,
+        )
 
     def __len__(self) -> int:
         return len(self._members)

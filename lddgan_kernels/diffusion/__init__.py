@@ -1,6 +1,7 @@
 """The diffusion processes: their schedules, and the samplers of few steps and of many."""
 
 from lddgan_kernels.diffusion.few_step import sample
+from lddgan_kernels.diffusion.guidance import NO_LABEL, guide
 from lddgan_kernels.diffusion.many_step import (
     SAMPLERS,
     ManyStepSampler,
@@ -23,6 +24,7 @@ from lddgan_kernels.ops._philox import (
 )
 
 __all__ = [
+    "NO_LABEL",
     "SAMPLERS",
     "STREAM_DIFFUSE_NEXT",
     "STREAM_DIFFUSE_T",
@@ -39,6 +41,7 @@ __all__ = [
     "calls",
     "check_sampler",
     "draw_seeds",
+    "guide",
     "recorded",
     "sample",
 ]

@@ -11,9 +11,9 @@ from torch import Tensor
 
 
 class Graph(NamedTuple):
-    """A captured batch: `replay()` turns `seeds` (N,) into `images`, both its own memory."""
+    """A captured batch: `replay()` turns `inputs` (N,) into `images`, both its own memory."""
 
-    seeds: Tensor
+    inputs: tuple[Tensor, ...]
     replay: Callable[[], None]
     images: Tensor
 
@@ -61,13 +61,14 @@ class CudaGraphs:
         self.stream = torch.cuda.Stream(device)  # one pool, one stream of capture
         self.done = torch.cuda.Event()
 
-    def capture(self, draw: Callable[[Tensor], Tensor], size: int) -> Graph:
-        """`draw(seeds)` for `size` seeds as a graph.
+    def capture(self, draw: Callable[..., Tensor], size: int, count: int = 1) -> Graph:
+        """`draw(*inputs)` for `count` inputs of `size` int64, seeds and labels, as a graph.
 
         Raises:
             RuntimeError: it does what cannot be captured.
         """
-        seeds = torch.zeros(size, dtype=torch.int64, device=self.device)
+        zeros = [torch.zeros(size, dtype=torch.int64, device=self.device) for _ in range(count)]
+        inputs = tuple(zeros)
         graph = torch.cuda.CUDAGraph()
         enabled, dtype = autocast_state(self.device)
         with (
@@ -77,15 +78,15 @@ class CudaGraphs:
         ):
             self.stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self.stream):
-                draw(seeds)  # compiles, loads and caches what cannot be captured
+                draw(*inputs)  # compiles, loads and caches what cannot be captured
                 whose = (
                     "Sampler: generator and decoder must neither read values back nor wait for the "
                     "GPU, so that a graph can be captured"
                 )
                 with captured(graph, self.pool, self.stream, whose):
-                    images = draw(seeds)
+                    images = draw(*inputs)
             torch.cuda.current_stream().wait_stream(self.stream)
-        return Graph(seeds, graph.replay, images)
+        return Graph(inputs, graph.replay, images)
 
     @contextmanager
     def turn(self) -> Iterator[None]:

@@ -11,6 +11,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
+from lddgan_kernels.diffusion.guidance import guide, twice
 from lddgan_kernels.diffusion.schedule import Schedule
 from lddgan_kernels.ops import posterior_sample, seeded_normal
 from lddgan_kernels.ops._philox import STREAM_X_T, STREAM_Z
@@ -20,12 +21,14 @@ Path = list[tuple[Tensor, Tensor]]
 
 @overload
 def sample(
-    generator: Callable[[Tensor, Tensor, Tensor], Tensor],
+    generator: Callable[..., Tensor],
     schedule: Schedule,
     shape: Sequence[int],
     seeds: Tensor,
     *,
     z_dim: int,
+    labels: Tensor | None = ...,
+    guidance: float = ...,
     dtype: torch.dtype = ...,
     memory_format: torch.memory_format = ...,
     return_path: Literal[False] = False,
@@ -34,12 +37,14 @@ def sample(
 
 @overload
 def sample(
-    generator: Callable[[Tensor, Tensor, Tensor], Tensor],
+    generator: Callable[..., Tensor],
     schedule: Schedule,
     shape: Sequence[int],
     seeds: Tensor,
     *,
     z_dim: int,
+    labels: Tensor | None = ...,
+    guidance: float = ...,
     dtype: torch.dtype = ...,
     memory_format: torch.memory_format = ...,
     return_path: Literal[True],
@@ -48,12 +53,14 @@ def sample(
 
 @torch.no_grad()
 def sample(
-    generator: Callable[[Tensor, Tensor, Tensor], Tensor],
+    generator: Callable[..., Tensor],
     schedule: Schedule,
     shape: Sequence[int],
     seeds: Tensor,
     *,
     z_dim: int,
+    labels: Tensor | None = None,
+    guidance: float = 0.0,
     dtype: torch.dtype = torch.float32,
     memory_format: torch.memory_format = torch.contiguous_format,
     return_path: bool = False,
@@ -69,6 +76,9 @@ def sample(
         shape: (C, H, W) of one sample (a latent, for LDDGAN).
         seeds: (N,) int64, any values.
         z_dim: width of the generator's latent z.
+        labels: (N,) int64 on the seeds' device, classes to draw, which the generator takes fourth.
+        guidance: strength w of classifier-free guidance at each step: x_0 becomes (1 + w) times
+            that of the label minus w times that of no label, in [-1, 1] as the data.
         dtype: of x and z; float32, bfloat16 or float16.
         memory_format: of x as the generator gets it.
         return_path: also return the path.
@@ -81,8 +91,13 @@ def sample(
     x = seeded_normal((count, *shape), seeds, STREAM_X_T, dtype=dtype, memory_format=memory_format)
     steps = range(schedule.num_steps)
     t = torch.arange(len(steps), device=seeds.device)[:, None].repeat(1, count)
-    z = [seeded_normal((count, z_dim), seeds, STREAM_Z, step=i, dtype=dtype) for i in steps]
-    predictors = _predictors(generator, t, torch.stack(z))
+    z_list = [seeded_normal((count, z_dim), seeds, STREAM_Z, step=i, dtype=dtype) for i in steps]
+    z = torch.stack(z_list)
+    predictors = (
+        _guided(generator, t, z, labels, guidance)
+        if guidance and labels is not None
+        else _predictors(generator, t, z, labels)
+    )
     path: Path = []
     for i in reversed(steps):
         x0 = predictors[i](x).to(dtype=dtype, memory_format=memory_format)
@@ -92,23 +107,36 @@ def sample(
     return (x, path) if return_path else x
 
 
-def _predictors(
-    generator: Callable[[Tensor, Tensor, Tensor], Tensor], t: Tensor, z: Tensor
+def _guided(
+    generator: Callable[..., Tensor], t: Tensor, z: Tensor, labels: Tensor, strength: float
 ) -> list[Callable[[Tensor], Tensor]]:
-    """generator(x, t[i], z[i]) of each step as a function of x.
+    """As `_predictors`, guided; both predictions of a step are one call."""
+    both = _predictors(generator, t.repeat(1, 2), z.repeat(1, 2, 1), twice(labels))
+
+    def predict(call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        labelled, unlabelled = call(torch.cat([x, x])).chunk(2)
+        return guide(labelled, unlabelled, strength).clamp(-1.0, 1.0)
+
+    return [partial(predict, call) for call in both]
+
+
+def _predictors(
+    generator: Callable[..., Tensor], t: Tensor, z: Tensor, labels: Tensor | None
+) -> list[Callable[[Tensor], Tensor]]:
+    """generator(x, t[i], z[i]), with labels where there are some, of each step, of x alone.
 
     The generators of `models` prepare all steps at once. A wrapper that lends their method has a
     call of its own.
     """
+    given = () if labels is None else (labels,)
     prepare = getattr(generator, "predictors", None)
     if prepare is not None and getattr(prepare, "__self__", None) is generator:
-        prepared: list[Callable[[Tensor], Tensor]] | None = prepare(t, z)
+        prepared: list[Callable[[Tensor], Tensor]] | None = prepare(t, z, *given)
         if prepared is not None:
             return prepared
-    return [partial(_call, generator, t[i], z[i]) for i in range(len(t))]
+    return [partial(_call, generator, t[i], z[i], *given) for i in range(len(t))]
 
 
-def _call(
-    generator: Callable[[Tensor, Tensor, Tensor], Tensor], t: Tensor, z: Tensor, x: Tensor
-) -> Tensor:
-    return generator(x, t, z)
+def _call(generator: Callable[..., Tensor], t: Tensor, z: Tensor, *rest: Tensor) -> Tensor:
+    *labels, x = rest
+    return generator(x, t, z, *labels)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lddgan_kernels._checks import check_tensor, fail
 from lddgan_kernels.diffusion import ancestral, ode
+from lddgan_kernels.diffusion.guidance import guide, twice
 from lddgan_kernels.diffusion.recording import recorded
 from lddgan_kernels.diffusion.vp import VPDiffusion
 from lddgan_kernels.ops import seeded_normal
@@ -36,6 +37,8 @@ class ManyStepSampler:
         steps: of the sampler; see `calls`. "ddpm" and "ddim" know the network's own steps alone.
         bound: predictions of x_0 are clamped to [-bound, bound], the range of the data; None: not.
         decoder: a module whose `decode(x)` turns x into images; None: x is the image.
+        guidance: strength w of classifier-free guidance where labels are given: the noise becomes
+            (1 + w) times that of the label minus w times that of no label.
         memory_format: of x as the network gets it.
         max_batch: larger batches are split.
     """
@@ -50,6 +53,7 @@ class ManyStepSampler:
         steps: int = 50,
         bound: float | None = 1.0,
         decoder: nn.Module | None = None,
+        guidance: float = 0.0,
         memory_format: torch.memory_format = torch.contiguous_format,
         max_batch: int = 128,
     ) -> None:
@@ -64,43 +68,47 @@ class ManyStepSampler:
         self._sampler = sampler
         self._steps = steps
         self._bound = bound
+        self._guidance = guidance
         self._memory_format = memory_format
         self._max_batch = max_batch
 
-    def __call__(self, seeds: Tensor) -> Tensor:
+    def __call__(self, seeds: Tensor, labels: Tensor | None = None) -> Tensor:
         """Images (N, C, H, W), on the network's device, of seeds (N,) int64 from any device.
+
+        Labels (N,) int64 are the classes to draw, which the network takes fourth.
 
         Raises:
             ValueError: the seeds do not fit.
         """
+        given = (seeds,) if labels is None else (seeds, labels)
         with torch.inference_mode(False), torch.no_grad():  # the former allows gradients again
-            parts = [self._images(part) for part in seeds.split(self._max_batch)]
+            split = zip(*(x.split(self._max_batch) for x in given), strict=True)
+            parts = [self._images(*part) for part in split]
             return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     @torch.no_grad()
-    def path(self, seeds: Tensor) -> tuple[Tensor, Path]:
+    def path(self, seeds: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Path]:
         """(x at the end, (x_t, predicted x_0) of each call), none of it decoded."""
         path: Path = []
-        return self._draw(seeds, path), path
+        return self._draw(seeds, labels, path), path
 
-    def _images(self, seeds: Tensor) -> Tensor:
-        x = self._draw(seeds)
+    def _images(self, seeds: Tensor, labels: Tensor | None = None) -> Tensor:
+        x = self._draw(seeds, labels)
         return x if self._decoder is None else self._decoder(x)
 
-    def _draw(self, seeds: Tensor, path: Path | None = None) -> Tensor:
+    def _draw(self, seeds: Tensor, labels: Tensor | None, path: Path | None = None) -> Tensor:
         check_tensor("ManyStepSampler", "seeds", seeds)
         check_seeds("ManyStepSampler", seeds, seeds.numel(), seeds.device)
         device = next(self._network.parameters()).device
         seeds, process = seeds.to(device), self._process
-        z = torch.empty(len(seeds), 0, device=device)
+        labels = None if labels is None else labels.to(device)
 
         def noise(stream: int, step: int = 0) -> Tensor:
             shape, layout = (len(seeds), *self._shape), self._memory_format
             return seeded_normal(shape, seeds, stream, step=step, memory_format=layout)
 
         def predict(x: Tensor, t: float) -> Tensor:
-            steps = torch.full((len(x),), process.step(t), device=device)
-            found = self._recorded(x, steps, z).to(x)
+            found = self._noise(x, process.step(t), labels).to(x)
             x0 = (x - process.sigma(t) * found) / process.alpha(t)
             if self._bound is not None:
                 x0 = x0.clamp(-self._bound, self._bound)
@@ -118,6 +126,18 @@ class ManyStepSampler:
         if self._sampler == "heun":
             return ode.heun(predict, process, x, times)
         return ode.dpm_solver(predict, process, x, times)
+
+    def _noise(self, x: Tensor, step: float, labels: Tensor | None) -> Tensor:
+        """The network's, guided where that is wanted: both predictions are then one call."""
+        guided = labels is not None and self._guidance != 0
+        if guided and labels is not None:
+            x, labels = torch.cat([x, x]), twice(labels)
+        steps, z = torch.full((len(x),), step, device=x.device), x.new_empty(len(x), 0)
+        found: Tensor = self._recorded(x, steps, z, *(() if labels is None else (labels,)))
+        if not guided:
+            return found
+        labelled, unlabelled = found.chunk(2)
+        return guide(labelled, unlabelled, self._guidance)
 
     def _times(self) -> list[float]:
         if self._sampler == "heun":

@@ -282,5 +282,7 @@ def fill(module: Generator | Discriminator, state: Mapping[str, Tensor], network
 
 def published_state_dict(module: Generator | Discriminator) -> dict[str, Tensor]:
     """The module's weights under the published names (copies)."""
+    if module.config.classes:
+        raise ValueError(f"to_published: classes must be 0, got {module.config.classes}")
     own = module.state_dict()
     return {entry.published: entry.of(own).clone().contiguous() for entry in entries_of(module)}

@@ -31,6 +31,8 @@ class DigitScores(NamedTuple):
     """Median distance of a sample to the nearest training image over that of held-out digits."""
     accuracy: float
     """The judge's, on held-out digits."""
+    read_as_asked: list[float] | None = None
+    """Where classes were asked for: of the samples of each, those that are read as it."""
 
 
 class DigitJudge:
@@ -58,8 +60,11 @@ class DigitJudge:
         self._real = self._features(self._train)
 
     @torch.no_grad()
-    def scores(self, samples: Tensor) -> DigitScores:
-        """Of (N, 1 or 3, R, R) samples, uint8 or floating in [-1, 1]."""
+    def scores(self, samples: Tensor, asked: Tensor | None = None) -> DigitScores:
+        """Of (N, 1 or 3, R, R) samples, uint8 or floating in [-1, 1].
+
+        `asked` (N,) are the digits that they are samples of.
+        """
         x, judge = _checked(samples), self._judge
         generator = torch.Generator().manual_seed(0)
         first, second = torch.randint(0, len(self._test), (2, 2 * REFERENCES), generator=generator)
@@ -67,15 +72,17 @@ class DigitJudge:
         blends = ((self._test[first] + self._test[second]) / 2)[different][:REFERENCES]
         noise = torch.rand(REFERENCES, 1, 8, 8, generator=generator)
         copies = _nearest(x, self._train) / _nearest(self._test, self._train)
+        read = judge(x).argmax(1)
         correct = judge(self._test).argmax(1) == self._labels
         return DigitScores(
             share_confident=_confident(judge, x),
             share_confident_real=_confident(judge, self._test),
             share_confident_blends=_confident(judge, blends),
             share_confident_noise=_confident(judge, noise),
-            digit_shares=(judge(x).argmax(1).bincount(minlength=10) / len(x)).tolist(),
+            digit_shares=(read.bincount(minlength=10) / len(x)).tolist(),
             nearest_distance_ratio=copies.item(),
             accuracy=correct.float().mean().item(),
+            read_as_asked=None if asked is None else _shares(read == asked.cpu(), asked.cpu()),
         )
 
     def frechet_distance(self, samples: Tensor) -> float:
@@ -88,10 +95,10 @@ class DigitJudge:
         return self._judge[:-1](x)
 
 
-def score_digits(samples: Tensor) -> DigitScores:
+def score_digits(samples: Tensor, asked: Tensor | None = None) -> DigitScores:
     """`DigitJudge.scores` of (N, C, R, R) samples, C = 1 or 3, R >= 8, by a judge of their size."""
     _checked(samples)
-    return DigitJudge(samples.shape[-1]).scores(samples)
+    return DigitJudge(samples.shape[-1]).scores(samples, asked)
 
 
 def _checked(samples: Tensor) -> Tensor:
@@ -131,6 +138,14 @@ def _train(images: Tensor, labels: Tensor) -> nn.Sequential:
         optimizer.step()
         decay.step()
     return judge.eval()
+
+
+def _shares(met: Tensor, asked: Tensor) -> list[float]:
+    """The share of what is met of each digit that was asked for."""
+    size = int(asked.max()) + 1
+    met_of, asked_of = (x.bincount(minlength=size) for x in (asked[met], asked))
+    shares: list[float] = (met_of / asked_of.clamp(min=1)).tolist()
+    return shares
 
 
 def _confident(judge: nn.Module, x: Tensor) -> float:

@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 
 from lddgan_kernels import nn
+from lddgan_kernels._checks import check_labels
 
 
 class GeneratorBase(torch.nn.Module):
-    """x_0 from (x_t, t, z).
+    """x_0 from (x_t, t, z), and a class where the configuration has `classes`.
 
     Args:
-        config: the structure; it has `channels`, `resolution` and `z_dim`.
+        config: the structure; it has `channels`, `resolution`, `z_dim` and `classes`.
     """
 
     mapping: nn.Mapping
@@ -24,7 +25,7 @@ class GeneratorBase(torch.nn.Module):
         super().__init__()
         self.config = config
 
-    def forward(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """The predicted x_0.
 
         Args:
@@ -32,6 +33,7 @@ class GeneratorBase(torch.nn.Module):
                 autocast), contiguous or channels_last.
             t: (N,) steps, int64, or floating where they are many.
             z: (N, z_dim) of the parameters' dtype.
+            labels: (N,) classes, int64, below `classes`; -1, or None, asks for none.
 
         Returns:
             Like x; in [-1, 1] where the configuration has `tanh_out`.
@@ -39,17 +41,20 @@ class GeneratorBase(torch.nn.Module):
         Raises:
             ValueError: a shape does not fit the configuration.
         """
-        self._check(x.shape[0], x=x, t=t, z=z)
-        return self._predict(x, *self._conditions(t, z))
+        self._check(x.shape[0], labels, x=x, t=t, z=z)
+        return self._predict(x, *self._conditions(t, z, labels))
 
-    def predictors(self, t: Tensor, z: Tensor) -> list[Callable[[Tensor], Tensor]] | None:
-        """`forward` of x alone for each of S steps: what t and z set is computed once, for all.
+    def predictors(
+        self, t: Tensor, z: Tensor, labels: Tensor | None = None
+    ) -> list[Callable[[Tensor], Tensor]] | None:
+        """`forward` of x alone for each of S steps: what the rest sets is computed once, for all.
 
         The network reads its widest weight for that, so one step takes nearly as long as all.
 
         Args:
             t: (S, N) steps, int64.
             z: (S, N, z_dim).
+            labels: (N,), of all steps.
 
         Returns:
             S functions, which raise RuntimeError once the weights that t and z go through have
@@ -60,7 +65,9 @@ class GeneratorBase(torch.nn.Module):
             ValueError: a shape does not fit the configuration.
         """
         flat_t, flat_z = t.flatten(), z.flatten(0, 1)
-        self._check(flat_t.shape[0], t=flat_t, z=flat_z)
+        self._check(t.shape[-1], labels)
+        flat_labels = None if labels is None else labels.repeat(t.shape[0])
+        self._check(flat_t.shape[0], flat_labels, t=flat_t, z=flat_z)
         state = nn.ModuleState(*self._conditioners())
         if (
             nn.is_hooked(self)
@@ -70,11 +77,11 @@ class GeneratorBase(torch.nn.Module):
             or self._compiled_call_impl is not None
         ):
             return None
-        rows = self._conditions(flat_t, flat_z)
+        rows = self._conditions(flat_t, flat_z, flat_labels)
         steps = zip(*(row.unflatten(0, t.shape).unbind() for row in rows), strict=True)
         return [Predictor(self, state, step) for step in steps]
 
-    def _check(self, n: int, **given: Tensor) -> None:
+    def _check(self, n: int, labels: Tensor | None = None, **given: Tensor) -> None:
         """Raises ValueError where a tensor does not fit a batch of n."""
         config = self.config
         shapes = {
@@ -88,18 +95,19 @@ class GeneratorBase(torch.nn.Module):
                     f"{type(self).__name__}: {name} must be of shape {shapes[name]}, "
                     f"got {tuple(value.shape)}"
                 )
+        check_labels(type(self).__name__, labels, n, config.classes)
 
-    def _conditions(self, t: Tensor, z: Tensor) -> tuple[Tensor, ...]:
-        """What t (N,) and z (N, z_dim) set in the network, N rows each."""
+    def _conditions(self, t: Tensor, z: Tensor, labels: Tensor | None) -> tuple[Tensor, ...]:
+        """What t (N,), z (N, z_dim) and labels (N,) set in the network, N rows each."""
         raise NotImplementedError
 
     def _conditioners(self) -> list[torch.nn.Module]:
-        """The modules that t and z go through."""
+        """The modules that t, z and labels go through."""
         return [self.mapping, self.style_bank]
 
-    def _styles(self, z: Tensor) -> Tensor:
+    def _styles(self, z: Tensor, labels: Tensor | None) -> Tensor:
         """Scale and shift of every adaptive norm, side by side."""
-        styles: Tensor = self.style_bank(self.mapping(z))
+        styles: Tensor = self.style_bank(self.mapping(z, labels))
         return styles
 
 

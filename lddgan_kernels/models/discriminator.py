@@ -4,7 +4,7 @@ ResBlocks on the pair (x_t, x_{t+1}) that say whether x_t is real (Xiao et al. 2
 Gradients of gradients work, as the R1 penalty needs them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lddgan_kernels import nn
-from lddgan_kernels._options import Count, check
+from lddgan_kernels._checks import check_labels
+from lddgan_kernels._options import Count, Whole, check
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Pair:
 
     channels: Count
     """Channels of x alone."""
+    classes: Whole = field(default=0, kw_only=True)
+    """Classes of the images; 0: none."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +112,11 @@ class Discriminator(torch.nn.Module):
             widths[-1] + 1, widths[-1], 3, init_scale=1.0 if large else 0.0
         )
         self.out = nn.Linear(widths[-1], 1)
+        self.projection = (
+            nn.ClassEmbedding(config.classes, widths[-1], 0.0) if config.classes else None
+        )
 
-    def forward(self, x: Tensor, t: Tensor, x_next: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, x_next: Tensor, labels: Tensor | None = None) -> Tensor:
         """One logit a sample.
 
         Args:
@@ -118,6 +124,8 @@ class Discriminator(torch.nn.Module):
                 contiguous or channels_last; at least 2^halvings high and wide.
             t: (N,) steps of x, int64.
             x_next: like x, one step noisier.
+            labels: (N,) classes of x, int64, below `classes`; -1, or None, stands for none. They
+                join by projection (Miyato & Koyama 2018, equation 3).
 
         Returns:
             (N, 1).
@@ -125,7 +133,7 @@ class Discriminator(torch.nn.Module):
         Raises:
             ValueError: a shape does not fit the configuration.
         """
-        self._check(x, t, x_next)
+        self._check(x, t, x_next, labels)
         p = self.config.patch_size
         if p > 1:
             x, x_next = F.pixel_unshuffle(x, p), F.pixel_unshuffle(x_next, p)
@@ -134,9 +142,13 @@ class Discriminator(torch.nn.Module):
         for block, bias in zip(self.blocks, biases, strict=True):
             h = block(h, bias)
         h = self.final(self.stddev(h))
-        return self.out(h.sum(dim=(2, 3)))
+        h = h.sum(dim=(2, 3))
+        logit: Tensor = self.out(h)
+        if self.projection is None:
+            return logit
+        return logit + (h * self.projection(labels)).sum(dim=1, keepdim=True)
 
-    def _check(self, x: Tensor, t: Tensor, x_next: Tensor) -> None:
+    def _check(self, x: Tensor, t: Tensor, x_next: Tensor, labels: Tensor | None) -> None:
         n, channels = x.shape[0], self.config.channels
         if x.ndim != 4 or x.shape[1] != channels:
             raise ValueError(
@@ -155,3 +167,4 @@ class Discriminator(torch.nn.Module):
             )
         if t.shape != (n,):
             raise ValueError(f"Discriminator: t must be of shape ({n},), got {tuple(t.shape)}")
+        check_labels("Discriminator", labels, n, self.config.classes)

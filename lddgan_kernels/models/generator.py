@@ -193,15 +193,17 @@ class Generator(GeneratorBase):
         self.norm_out = nn.GroupNorm(width, nn.group_count(width))
         self.conv_out = nn.Conv2d(width, channels, 3, init_scale=0.0)
 
-        self.mapping = nn.Mapping(config.z_dim, config.mapping_width, config.mapping_layers)
+        self.mapping = nn.Mapping(
+            config.z_dim, config.mapping_width, config.mapping_layers, config.classes
+        )
         norm_widths = [width for pair in self._block_widths for width in pair]
         self.style_bank = nn.StyleBank(config.mapping_width, norm_widths)
         self.time_embedding = nn.TimeEmbedding(base, 4 * base, F.silu)
         self.time_bank = nn.TimeBank(4 * base, [out for _, out in self._block_widths])
         self.time_biases = nn.TimeBiases(self.time_embedding, self.time_bank)
 
-    def _conditions(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        return self._styles(z), self.time_biases(t)
+    def _conditions(self, t: Tensor, z: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self._styles(z, labels), self.time_biases(t)
 
     def _conditioners(self) -> list[torch.nn.Module]:
         return [*super()._conditioners(), self.time_embedding, self.time_bank]

@@ -1,6 +1,6 @@
 """What all generators have in common."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lddgan_kernels._options import Count, Whole
 
@@ -13,6 +13,8 @@ class LatentShape:
     """Channels of x and of the output."""
     resolution: Count
     """Height and width of x."""
+    classes: Whole = field(default=0, kw_only=True)
+    """Classes that can be asked for; 0: none."""
 
 
 @dataclass(frozen=True)

@@ -139,11 +139,13 @@ class ViTGenerator(GeneratorBase):
         self.norm_out = TokenNorm(width)
         self.predict = ViTLinear(width, patch_width)
         self.conv_out = nn.Conv2d(config.channels, config.channels, 3, init_scale=1.0)
-        self.mapping = nn.Mapping(config.z_dim, config.mapping_width, config.mapping_layers)
+        self.mapping = nn.Mapping(
+            config.z_dim, config.mapping_width, config.mapping_layers, config.classes
+        )
         self.style_bank = nn.StyleBank(config.mapping_width, [width] * (2 * config.depth + 1))
 
-    def _conditions(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        return self._styles(z), nn.timestep_embedding(t, self.config.width)
+    def _conditions(self, t: Tensor, z: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self._styles(z, labels), nn.timestep_embedding(t, self.config.width)
 
     def _predict(self, x: Tensor, style_rows: Tensor, step: Tensor) -> Tensor:
         config = self.config

@@ -28,7 +28,7 @@ from lddgan_kernels.nn.group_norm import (
 from lddgan_kernels.nn.haar import Haar, InverseHaar
 from lddgan_kernels.nn.init import variance_scaling_
 from lddgan_kernels.nn.linear import Linear
-from lddgan_kernels.nn.mapping import Mapping, StyleBank
+from lddgan_kernels.nn.mapping import ClassEmbedding, Mapping, StyleBank
 from lddgan_kernels.nn.minibatch_stddev import MinibatchStddev
 from lddgan_kernels.nn.module_state import ModuleState, is_hooked
 from lddgan_kernels.nn.residual_conv import ResidualConv
@@ -44,6 +44,7 @@ __all__ = [
     "AdaGroupNorm",
     "Attention",
     "Cached",
+    "ClassEmbedding",
     "Conv2d",
     "FIRDownsample",
     "FIRUpsample",

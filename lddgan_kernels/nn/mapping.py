@@ -1,4 +1,4 @@
-"""From z to the scale and shift of every adaptive norm of a network."""
+"""From z, and a class, to the scale and shift of every adaptive norm of a network."""
 
 import itertools
 from collections.abc import Sequence
@@ -13,21 +13,45 @@ from lddgan_kernels.nn.linear import Linear
 from lddgan_kernels.ops import pixel_norm
 
 
+class ClassEmbedding(nn.Module):
+    """Labels (N,) int64, below `classes` -> (N, width): a learned row for each class.
+
+    The label -1, or None for all, stands for no class, which has a row of its own, the first.
+
+    Args:
+        classes, width: of the rows.
+        std: of the normal numbers that they start with.
+    """
+
+    def __init__(self, classes: int, width: int, std: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(std * torch.randn(classes + 1, width))
+
+    def forward(self, labels: Tensor | None) -> Tensor:
+        return self.weight[:1] if labels is None else F.embedding(labels + 1, self.weight)
+
+
 class Mapping(nn.Module):
     """z (N, z_dim) -> (N, width): pixel norm, then 1 + `depth` linear layers, each with SiLU.
 
-    Without z (z_dim 0) a constant stands for it.
+    Without z (z_dim 0) a constant stands for it. With `classes` an embedding of the label is added
+    to the first layer's output, which is what the layer would make of z beside the label as a
+    one-hot vector.
     """
 
-    def __init__(self, z_dim: int, width: int, depth: int) -> None:
+    def __init__(self, z_dim: int, width: int, depth: int, classes: int = 0) -> None:
         super().__init__()
         widths = [max(z_dim, 1)] + [width] * (1 + depth)
         self.layers = nn.ModuleList(Linear(i, o) for i, o in itertools.pairwise(widths))
+        self.classes = ClassEmbedding(classes, width, 1.0) if classes else None
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         h = pixel_norm(z) if z.shape[1] else z.new_ones(z.shape[0], 1)
-        for layer in self.layers:
-            h = F.silu(layer(h))
+        for i, layer in enumerate(self.layers):
+            h = layer(h)
+            if i == 0 and self.classes is not None:
+                h = h + self.classes(labels).to(h.dtype)
+            h = F.silu(h)
         return h
 
 

@@ -19,6 +19,8 @@ from lddgan_kernels.models import (
     ViTOptions,
 )
 
+MOST_CLASSES = 2**16
+
 
 @dataclass(frozen=True)
 class Images:
@@ -173,6 +175,13 @@ class Config:
     """Memory layout of images and convolution weights."""
     cuda_graphs: bool = True
     """Replay the GAN's step as a CUDA graph, on one GPU."""
+    labels: bool = False
+    """Learn the images' classes, to draw one that is asked for: the labels of the data set, or the
+    folders that the images lie in."""
+    classes: Annotated[int, Range(0, MOST_CLASSES)] = 0
+    """With labels, their number; 0: up to the largest label of the data set."""
+    label_dropout: Fraction = 0.1
+    """Share of the images that are learned without their label, which guidance needs."""
     images: Images = field(default_factory=Images)
     autoencoder: AutoencoderOptions = field(default_factory=AutoencoderOptions)
     autoencoder_training: AutoencoderTraining = field(default_factory=AutoencoderTraining)

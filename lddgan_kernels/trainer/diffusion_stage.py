@@ -13,6 +13,7 @@ from lddgan_kernels.trainer import distributed, networks
 from lddgan_kernels.trainer.captured_step import CapturedStep
 from lddgan_kernels.trainer.config import Config
 from lddgan_kernels.trainer.ema import Ema
+from lddgan_kernels.trainer.label_dropping import drop_labels
 from lddgan_kernels.trainer.meter import Metrics
 from lddgan_kernels.trainer.optimizers import adam, learning_rate, restore, set_rate
 from lddgan_kernels.trainer.precision import autocast
@@ -51,8 +52,8 @@ class DiffusionStage:
         if config.cuda_graphs and device.type == "cuda" and distributed.world_size() == 1:
             self._captured = CapturedStep(self._learn, [self.optimizer])
 
-    def step(self, index: int, batch: Tensor) -> Metrics:
-        """One update on a batch of this process, and the average's.
+    def step(self, index: int, batch: Tensor, labels: Tensor | None = None) -> Metrics:
+        """One update on a batch of this process, and the average's; labels (N,) as for `GanStage`.
 
         Returns:
             The loss, still on the device.
@@ -61,34 +62,36 @@ class DiffusionStage:
         rate = learning_rate(training.lr, training.lr_schedule, index / self.steps)
         set_rate(self.optimizer, rate)
         x0 = batch.to(self.device, non_blocking=True).contiguous(memory_format=self.layout)
-        t = self._draw_t(index)
+        t, y = self._draw_t(index, labels)
         noise = seeded_normal(
             x0.shape, self.seeds, STREAM_DIFFUSE_T, step=index, memory_format=self.layout
         )
         x_t = self.alphas[t][:, None, None, None] * x0 + self.sigmas[t][:, None, None, None] * noise
-        metrics = (self._captured or self._learn)(False, [x_t, t.float(), noise])
+        metrics = (self._captured or self._learn)(False, [x_t, t.float(), noise, y])
         self.ema.update(index)
         return metrics
 
     def _learn(self, _: bool, tensors: Sequence[Tensor]) -> Metrics:
         """L_simple, the mean of |n - n_predicted|^2 at uniform t (Ho et al. 2020, equation 14)."""
-        x_t, t, noise = tensors
+        x_t, t, noise, *labels = tensors
+        labels = labels if self.config.classes else []
         with autocast(self.config, self.device):
-            predicted = self.generator(x_t, t, x_t.new_empty(len(x_t), 0))
+            predicted = self.generator(x_t, t, x_t.new_empty(len(x_t), 0), *labels)
         loss = F.mse_loss(predicted.float(), noise)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return {"noise": loss.detach()}
 
-    def _draw_t(self, index: int) -> Tensor:
-        """The t of each image; sets PyTorch's seed for the step."""
+    def _draw_t(self, index: int, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The t and label of each image; sets PyTorch's seed for the step."""
         seed, rank = self.config.seed, distributed.rank()
         torch.manual_seed(step_seed(seed, self.name, index))
         t = torch.randint(0, len(self.alphas), (self.batch_size,), device=self.device)
+        given = drop_labels(labels, (1, self.batch_size), self.config.label_dropout, t)[0]
         if rank > 0:  # dropout is each process's own
             torch.manual_seed(step_seed(seed, self.name, index, rank))
-        return distributed.own(t)
+        return distributed.own(t), given
 
     def modules(self) -> dict[str, nn.Module]:
         """The networks by name."""

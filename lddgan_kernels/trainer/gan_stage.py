@@ -1,6 +1,6 @@
 """The training of the diffusion GAN."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from lddgan_kernels.trainer import distributed, gan_losses, networks
 from lddgan_kernels.trainer.captured_step import CapturedStep
 from lddgan_kernels.trainer.config import Config
 from lddgan_kernels.trainer.ema import Ema
+from lddgan_kernels.trainer.label_dropping import drop_labels
 from lddgan_kernels.trainer.meter import Metrics
 from lddgan_kernels.trainer.optimizers import adam, learning_rate, restore, set_rate
 from lddgan_kernels.trainer.precision import autocast
@@ -28,6 +29,7 @@ class Drawn(NamedTuple):
     t: Tensor
     z: Tensor
     noise: Tensor  # of the posterior
+    labels: Tensor  # all of them of no class where there are no classes
 
 
 class GanStage:
@@ -70,8 +72,10 @@ class GanStage:
             optimizers = self.discriminator_optimizer, self.generator_optimizer
             self._captured = CapturedStep(self._learn, optimizers)
 
-    def step(self, index: int, batch: Tensor) -> Metrics:
+    def step(self, index: int, batch: Tensor, labels: Tensor | None = None) -> Metrics:
         """One iteration on a batch of this process: both networks' updates, and the average's.
+
+        Labels (N,) come with the images of a run that learns classes.
 
         Returns:
             The losses' metrics, still on the device.
@@ -79,7 +83,7 @@ class GanStage:
         gan, progress = self.config.gan, index / self.steps
         self._set_rates(progress)
         penalize = gan.r1_gamma > 0 and index % gan.r1_every == 0
-        drawn = [tensor for part in self._draw(index, batch) for tensor in part]
+        drawn = [tensor for part in self._draw(index, batch, labels) for tensor in part]
         drawn.append(torch.full((), progress, device=self.device))
         metrics = (self._captured or self._learn)(penalize, drawn)
         self.ema.update(index)
@@ -106,8 +110,8 @@ class GanStage:
                 _, fake = self._denoise(drawn)
             x_t = drawn.x_t.detach().requires_grad_(penalize)
             with autocast(self.config, self.device):
-                real_logit = self.discriminator(x_t, drawn.t, drawn.x_next)
-                fake_logit = self.discriminator(fake, drawn.t, drawn.x_next)
+                real_logit = self._judge(x_t, drawn)
+                fake_logit = self._judge(fake, drawn)
             loss, part = gan_losses.discriminator_loss(
                 gan, real_logit, fake_logit, x_t if penalize else None
             )
@@ -119,26 +123,26 @@ class GanStage:
         for drawn in parts[gan.accumulate :]:
             predicted, fake = self._denoise(drawn)
             with autocast(self.config, self.device):
-                fake_logit = self.discriminator(fake, drawn.t, drawn.x_next)
+                fake_logit = self._judge(fake, drawn)
             loss, part = gan_losses.generator_loss(gan, fake_logit, drawn.x0, predicted, progress)
             self._backward(loss, part, metrics)
         self._update(self.generator_optimizer)
         self.discriminator.requires_grad_(True)
         return metrics
 
-    def _draw(self, index: int, batch: Tensor) -> list[Drawn]:
+    def _draw(self, index: int, batch: Tensor, labels: Tensor | None) -> list[Drawn]:
         """What is random in a step: for each part of the discriminator's half, then the other's.
 
         The batch goes through in `accumulate` parts; each part of each half has noise of its own,
         numbered by the `step` of the seeded noise. Parts, and their noise, are those of the whole
-        batch, whatever the number of processes.
+        batch, whatever the number of processes. Labels are dropped at random.
         """
         accumulate = self.config.gan.accumulate
         batch = batch.to(self.device, non_blocking=True).contiguous(memory_format=self.layout)
         drawn = []
-        for half, all_t in enumerate(self._draw_t(index)):
-            parts = zip(batch.chunk(accumulate), all_t, strict=True)
-            for i, (x0, t) in enumerate(parts, index * accumulate):
+        for half, (all_t, all_y) in enumerate(self._draw_t(index, labels)):
+            parts = zip(batch.chunk(accumulate), all_t, all_y, strict=True)
+            for i, (x0, t, y) in enumerate(parts, index * accumulate):
                 number = 2 * i + half
                 x_t, x_next = self._diffuse(x0, t, number)
                 shape = len(x0), self.config.generator.z_dim
@@ -146,18 +150,26 @@ class GanStage:
                 noise = seeded_normal(
                     x0.shape, self.seeds, STREAM_POSTERIOR, step=number, memory_format=self.layout
                 )
-                drawn.append(Drawn(x0, x_t, x_next, t, z, noise))
+                drawn.append(Drawn(x0, x_t, x_next, t, z, noise, y))
         return drawn
 
-    def _draw_t(self, index: int) -> list[list[Tensor]]:
-        """The t of each image, by half of the step and part; sets PyTorch's seed for the step."""
+    def _draw_t(
+        self, index: int, labels: Tensor | None
+    ) -> Iterator[tuple[list[Tensor], Sequence[Tensor]]]:
+        """The t and label of each image, by half of the step and part.
+
+        Sets PyTorch's seed for the step.
+        """
         seed, name, rank = self.config.seed, self.name, distributed.rank()
         torch.manual_seed(step_seed(seed, name, index))
         shape = (2, self.config.gan.accumulate, self.part_size)
         whole = torch.randint(0, self.schedule.num_steps, shape, device=self.device)
+        accumulate, share = self.config.gan.accumulate, self.config.label_dropout
+        given = drop_labels(labels, (2, self.config.gan.batch_size), share, whole)
         if rank > 0:  # dropout is each process's own
             torch.manual_seed(step_seed(seed, name, index, rank))
-        return [[distributed.own(t) for t in half] for half in whole]
+        for half, y in zip(whole, given, strict=True):
+            yield [distributed.own(t) for t in half], y.chunk(accumulate)
 
     def _diffuse(self, x0: Tensor, t: Tensor, noise: int) -> tuple[Tensor, Tensor]:
         """(x_t, x_{t+1})."""
@@ -166,10 +178,19 @@ class GanStage:
     def _denoise(self, drawn: Drawn) -> tuple[Tensor, Tensor]:
         """(predicted x_0, x_t drawn from it)."""
         with autocast(self.config, self.device):
-            predicted = self.generator(drawn.x_next, drawn.t, drawn.z)
+            predicted = self.generator(drawn.x_next, drawn.t, drawn.z, *self._labels(drawn))
         predicted = predicted.float().contiguous(memory_format=self.layout)
         x_t = posterior_sample(predicted, drawn.x_next, drawn.t, self.schedule, noise=drawn.noise)
         return predicted, x_t
+
+    def _judge(self, x: Tensor, drawn: Drawn) -> Tensor:
+        """The discriminator's logits of x as x_t."""
+        logits: Tensor = self.discriminator(x, drawn.t, drawn.x_next, *self._labels(drawn))
+        return logits
+
+    def _labels(self, drawn: Drawn) -> tuple[Tensor, ...]:
+        """What networks of classes take last."""
+        return (drawn.labels,) if self.config.classes else ()
 
     def _backward(self, loss: Tensor, part: Metrics, metrics: Metrics) -> None:
         """Adds a part's gradients, and its metrics to those of the step."""

@@ -42,7 +42,7 @@ def run_stage(
     several = distributed.world_size() > 1
     with progress_bar(stage.name, start, stage.steps) as bar:
         for index in range(start, stage.steps):
-            metrics = stage.step(index, next(batches))
+            metrics = stage.step(index, *next(batches))
             meter.add(index, metrics)
             done = index + 1
             bar.update()
@@ -77,7 +77,7 @@ def run_stage(
                 raise Interrupted(f"stopped at step {done} of {stage.steps} of stage {stage.name}")
 
 
-def _endless(batches: Batches, start: int) -> Iterator[Tensor]:
+def _endless(batches: Batches, start: int) -> Iterator[tuple[Tensor, ...]]:
     epoch, offset = divmod(start, batches.steps_per_epoch)
     while True:
         yield from batches.epoch(epoch, offset)

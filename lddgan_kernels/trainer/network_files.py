@@ -57,6 +57,7 @@ def load_system(
     *,
     sampler: SamplerName | None = None,
     steps: int | None = None,
+    guidance: float = 0.0,
 ) -> System:
     """The system of a `generator.safetensors`; its autoencoder, if any, lies beside it.
 
@@ -64,6 +65,7 @@ def load_system(
 
     Args:
         sampler, steps: of a DDPM, in place of those of its configuration.
+        guidance: of the system.
 
     Raises:
         ValueError: a file is damaged or another kind, or the autoencoder is not the one whose
@@ -76,7 +78,7 @@ def load_system(
             config = _with_sampler(config, sampler, steps)
             config = resolve_for_inference(config, torch.device(device))
             networks.place(autoencoder, device, config)
-            return System(config, autoencoder, networks.build_codec(config, autoencoder))
+            return System(config, autoencoder, networks.build_codec(config, autoencoder), guidance)
     tensors, config, facts = _load(generator)
     config = _with_sampler(config, sampler, steps)
     config = resolve_for_inference(config, torch.device(device))
@@ -93,7 +95,7 @@ def load_system(
                 f"another ({found})"
             )
         networks.place(decoder, device, config)
-    return System(config, module, networks.build_codec(config, decoder))
+    return System(config, module, networks.build_codec(config, decoder), guidance)
 
 
 def _with_sampler(config: Config, sampler: SamplerName | None, steps: int | None) -> Config:

@@ -29,6 +29,10 @@ Network = TypeVar("Network", bound=nn.Module)
 def validate(config: Config) -> None:
     """Raises ValueError where a field is wrong in itself or does not fit the others."""
     config_file.check(config)
+    if config.classes and not config.labels:
+        raise ValueError(f"config: classes must be 0 without labels, got {config.classes}")
+    if config.labels and config.method == "vae":
+        raise ValueError("config: labels must be False for method vae, got True")
     if config.codec == "autoencoder":
         autoencoder_config(config)
     if config.method == "vae":
@@ -113,15 +117,20 @@ def generator_config(config: Config) -> GeneratorConfig | ViTConfig:
     """The generator's structure."""
     channels, resolution, _ = latent_shape(config)
     options = asdict(config.generator)
+    options["classes"] = config.classes
     if options.pop("kind") == "vit":
         shared = {field.name: options[field.name] for field in fields(CommonOptions)}
-        return ViTConfig(channels, resolution, **shared, **asdict(config.vit))
+        return ViTConfig(
+            channels, resolution, classes=config.classes, **shared, **asdict(config.vit)
+        )
     return GeneratorConfig(channels, resolution, **options)
 
 
 def discriminator_config(config: Config) -> DiscriminatorConfig:
     """The discriminator's structure."""
-    return DiscriminatorConfig(channels=latent_shape(config)[0], **asdict(config.discriminator))
+    return DiscriminatorConfig(
+        channels=latent_shape(config)[0], classes=config.classes, **asdict(config.discriminator)
+    )
 
 
 def build_generator(config: Config) -> nn.Module:

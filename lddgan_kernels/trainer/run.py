@@ -1,5 +1,6 @@
 """The whole job: data, autoencoder, latents, GAN or DDPM, samples, scores, report."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,12 @@ from lddgan_kernels.models import Autoencoder
 from lddgan_kernels.trainer import config_file, distributed, networks
 from lddgan_kernels.trainer.autoencoder_losses import load_lpips
 from lddgan_kernels.trainer.autoencoder_stage import AutoencoderStage
-from lddgan_kernels.trainer.batches import ImageBatches, LatentBatches, open_dataset
+from lddgan_kernels.trainer.batches import (
+    ImageBatches,
+    LatentBatches,
+    open_dataset,
+    resolve_classes,
+)
 from lddgan_kernels.trainer.checkpoint import Checkpoint
 from lddgan_kernels.trainer.codec import PixelCodec
 from lddgan_kernels.trainer.config import Config
@@ -85,7 +91,7 @@ def train(
         _check_batches(config)
         network = load_network(config) if distributed.rank() == 0 else None
         dataset = cache_pixels(open_dataset(config), workers=config.images.workers)
-        config, precision = resolve(config, mine)
+        config, precision = resolve(resolve_classes(config, dataset), mine)
         folder = RunFolder(out)
         asked = config
         if resume:
@@ -107,6 +113,8 @@ def train(
             )
             log.say(precision)
             log.write("note", text=precision)
+            if config.labels:
+                log.say(f"{config.classes} classes")
             if config != asked:
                 kept = "; ".join(f"{n} {b}" for n, _, b in config_file.differences(asked, config))
                 log.say(f"a run can be made longer, not shorter; it keeps {kept}")
@@ -130,17 +138,26 @@ def _begin(
         facts = checkpoint.facts
         if "config" in facts:
             folder.check_change(config_file.parse(facts["config"], str(checkpoint.path)), config)
-        if facts.get("pictures", dataset.identity) != dataset.identity:
-            raise ValueError(
-                f"train: --resume must find the pictures that the run began with, got others in "
-                f"{config.data or 'the embedded digits'}"
-            )
+        for kind, found in _data_facts(config, dataset).items():
+            if facts.get(kind, found) != found:
+                raise ValueError(
+                    f"train: --resume must find the {kind} that the run began with, got others in "
+                    f"{config.data or 'the embedded digits'}"
+                )
         if checkpoint.stage in ("gan", "ddpm") and config.codec == "autoencoder":
             _check_autoencoder(folder, facts)
     folder.begin(config, resume)
     distributed.wait()
-    checkpoint.writes = {"config": config_file.dump(config), "pictures": dataset.identity}
+    checkpoint.writes = {"config": config_file.dump(config), **_data_facts(config, dataset)}
     return checkpoint
+
+
+def _data_facts(config: Config, dataset: ImageDataset | PixelCache) -> dict[str, str]:
+    """What tells the run's data from any other."""
+    facts = {"pictures": dataset.identity}
+    if config.labels and dataset.labels is not None:
+        facts["labels"] = hashlib.sha256(dataset.labels.numpy().tobytes()).hexdigest()[:16]
+    return facts
 
 
 def _check_autoencoder(folder: RunFolder, facts: dict[str, Any]) -> None:
@@ -187,10 +204,12 @@ def _train(run: Run) -> dict[str, Any] | None:
         log.write("latents", latent_scale=cache.abs_max, count=len(cache))
         codec = networks.build_codec(config, autoencoder)
         run.checkpoint.writes["autoencoder"] = autoencoder_fingerprint(autoencoder)
-        batches = LatentBatches(cache, autoencoder.latent_scale.item(), config)
+        labels = run.dataset.labels if config.labels else None
+        batches = LatentBatches(cache, autoencoder.latent_scale.item(), config, labels)
     else:
         codec = networks.build_codec(config, None)
-        batches = ImageBatches(run.dataset, config, config.training.batch_size, codec, run.device)
+        size = config.training.batch_size
+        batches = ImageBatches(run.dataset, config, size, codec, run.device, config.labels)
     kind = DiffusionStage if config.method == "ddpm" else GanStage
     stage = kind(config, batches, run.device)
     system = System(config, stage.ema.module, codec)

@@ -4,8 +4,10 @@ import contextlib
 import hashlib
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,11 +25,31 @@ from lddgan_kernels.trainer.system import System
 NOTED_EVERY = 2.0
 
 
-def write_samples(system: System, seeds: list[int], out: Path, batch_size: int) -> int:
-    """Draws the samples of `seeds` into `out` as SEED.png; returns how many were drawn now.
+class Sample(NamedTuple):
+    """What is drawn: a seed, and the class that is asked for, if any."""
 
-    Pictures that an earlier call with the same system and seeds left are kept. `out` then lists
-    those of this call (`data.write_listed`): what else is there is not taken for a sample.
+    seed: int
+    label: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The picture's: those of a class lie in its folder."""
+        return f"{self.seed}.png" if self.label is None else f"{self.label}/{self.seed}.png"
+
+
+def draw(system: System, samples: Sequence[Sample], batch_size: int) -> Tensor:
+    """The images of samples, all with a label or none: (N, C, H, W) uint8."""
+    seeds = torch.tensor([sample.seed for sample in samples], dtype=torch.int64)
+    labels = [sample.label for sample in samples if sample.label is not None]
+    return system(seeds, batch_size, *([torch.tensor(labels)] if labels else []))
+
+
+def write_samples(system: System, samples: Sequence[Sample], out: Path, batch_size: int) -> int:
+    """Draws samples into `out`, under their names; returns how many were drawn now.
+
+    Pictures that an earlier call with the same system and samples left are kept. `out` then lists
+    those of this call (`data.write_listed`), with their labels: what else is there is not taken for
+    a sample.
 
     Raises:
         Interrupted: a stop was asked for; the batch under way is written.
@@ -35,16 +57,20 @@ def write_samples(system: System, seeds: list[int], out: Path, batch_size: int) 
     from tqdm import tqdm
 
     out.mkdir(parents=True, exist_ok=True)
-    names = [f"{seed}.png" for seed in seeds]
+    for label in {sample.label for sample in samples if sample.label is not None}:
+        (out / str(label)).mkdir(exist_ok=True)
+    names = [sample.name for sample in samples]
     call = {"system": system_fingerprint(system), "seeds": names}
     listed = read_listed(out)
     same = listed is not None and listed.get("call") == _short(call)
     before = set(listed["pictures"]) if same and listed is not None else set[str]()
     there = {name for name in before if _is_whole(out / name)}
-    left = [seed for seed, name in zip(seeds, names, strict=True) if name not in there]
+    left = [sample for sample in samples if sample.name not in there]
 
     def note() -> None:
-        write_listed(out, [name for name in names if name in there], call=_short(call))
+        done = [sample for sample in samples if sample.name in there]
+        labels = [sample.label for sample in done if sample.label is not None]
+        write_listed(out, [sample.name for sample in done], labels, call=_short(call))
 
     note()
     if not left:
@@ -52,13 +78,14 @@ def write_samples(system: System, seeds: list[int], out: Path, batch_size: int) 
     noted = time.monotonic()
     with (
         StopRequest() as stop,
-        tqdm(total=len(seeds), initial=len(seeds) - len(left), unit="img", delay=5) as bar,
+        tqdm(total=len(samples), initial=len(samples) - len(left), unit="img", delay=5) as bar,
     ):
         try:
-            for part in torch.tensor(left, dtype=torch.int64).split(batch_size):
-                for seed, image in zip(part.tolist(), system(part, batch_size), strict=True):
-                    save_png(out / f"{seed}.png", image)
-                    there.add(f"{seed}.png")
+            for start in range(0, len(left), batch_size):
+                part = left[start : start + batch_size]
+                for sample, image in zip(part, draw(system, part, batch_size), strict=True):
+                    save_png(out / sample.name, image)
+                    there.add(sample.name)
                 bar.update(len(part))
                 if time.monotonic() - noted > NOTED_EVERY:
                     note()
@@ -76,9 +103,9 @@ def write_samples(system: System, seeds: list[int], out: Path, batch_size: int) 
     return len(left)
 
 
-def read_samples(out: Path, seeds: list[int]) -> Tensor:
-    """(N, C, H, W) uint8 of the pictures of `seeds`."""
-    pixels = [np.asarray(Image.open(out / f"{seed}.png")) for seed in seeds]
+def read_samples(out: Path, samples: Sequence[Sample]) -> Tensor:
+    """(N, C, H, W) uint8 of the pictures of samples."""
+    pixels = [np.asarray(Image.open(out / sample.name)) for sample in samples]
     images = torch.from_numpy(np.stack(pixels))
     return images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
 
@@ -92,6 +119,7 @@ def system_fingerprint(system: System) -> str:
         "codec": [type(codec).__name__, weights_fingerprint(codec), scale],
         "diffusion": asdict(config.diffusion) | _sampler(config),
         "precision": config.precision,
+        "guidance": system.guidance,
     }
     return _short(about)
 

@@ -1,6 +1,6 @@
 """What the loop asks of a kind of training and of its data."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from torch import Tensor, device, nn
@@ -14,8 +14,8 @@ class Batches(Protocol):
 
     steps_per_epoch: int
 
-    def epoch(self, number: int, start: int) -> Iterator[Tensor]:
-        """One epoch's batches for this process, from batch `start` on."""
+    def epoch(self, number: int, start: int) -> Iterator[tuple[Tensor, ...]]:
+        """One epoch's batches for this process, from batch `start` on; labels (N,) come second."""
 
 
 class Stage(Protocol):
@@ -28,8 +28,9 @@ class Stage(Protocol):
     steps: int
     batch_size: int
 
-    def step(self, index: int, batch: Tensor) -> Metrics:
-        """One update; what is to be seen of it."""
+    @property
+    def step(self) -> Callable[..., Metrics]:
+        """step(index, *batch): one update with a batch of `batches`; what is to be seen of it."""
 
     def modules(self) -> dict[str, nn.Module]:
         """What is trained."""

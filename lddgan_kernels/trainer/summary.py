@@ -34,7 +34,9 @@ def summarize(config: Config, system: System, dataset: ImageDataset | PixelCache
             )
         scores["reconstruction_l1"] = (decoded.clamp(-1, 1) - images).abs().mean().item()
     if scored:
-        digits = score_digits(samples)._asdict()
+        digits = score_digits(samples, system.labels_of(seeds))._asdict()
+        if digits["read_as_asked"] is None:
+            del digits["read_as_asked"]
         digits["share_confident_ratio"] = digits["share_confident"] / digits["share_confident_real"]
         scores["digits"] = digits
     skipped = [list(item) for item in dataset.skipped]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lddgan_kernels import diffusion
+from lddgan_kernels._checks import fail
 from lddgan_kernels.trainer import networks
 from lddgan_kernels.trainer.codec import Codec
 from lddgan_kernels.trainer.config import Config
@@ -22,18 +23,24 @@ class System:
         config: of the run.
         generator: in evaluation mode, on its device; a VAE's is its autoencoder.
         codec: turns its outputs into images.
+        guidance: strength of guidance by the class, at each step; 0: none.
     """
 
-    def __init__(self, config: Config, generator: nn.Module, codec: Codec) -> None:
+    def __init__(
+        self, config: Config, generator: nn.Module, codec: Codec, guidance: float = 0.0
+    ) -> None:
+        if guidance and not config.classes:
+            raise fail("sample", "guidance", "0 for a run without classes", guidance)
         self.config = config
         self.generator = generator
         self.codec = codec
+        self.guidance = guidance
         self.device = next(generator.parameters()).device
         self._layout = networks.layout(config)
         self._shape = networks.latent_shape(config)
         self._schedule = networks.build_schedule(config, self.device)
         self._many_steps: diffusion.ManyStepSampler | None = None
-        self._draw: Callable[[Tensor], Tensor]
+        self._draw: Callable[..., Tensor]
         if config.method == "ddpm":
             self._draw = self._many_steps = diffusion.ManyStepSampler(
                 generator,
@@ -42,6 +49,7 @@ class System:
                 sampler=config.ddpm.sampler,
                 steps=config.ddpm.sample_steps,
                 decoder=codec,
+                guidance=guidance,
                 memory_format=self._layout,
             )
         elif config.method == "vae":
@@ -53,6 +61,7 @@ class System:
                 self._shape,
                 z_dim=config.generator.z_dim,
                 decoder=codec,
+                guidance=guidance,
                 memory_format=self._layout,
             )
 
@@ -64,10 +73,20 @@ class System:
             return diffusion.calls(config.ddpm.sampler, config.ddpm.sample_steps)
         return config.diffusion.num_steps if config.method == "gan" else 1
 
-    def __call__(self, seeds: Tensor, batch_size: int = 64) -> Tensor:
-        """Images (N, C, H, W) uint8 on the CPU, `batch_size` at a time."""
+    def __call__(self, seeds: Tensor, batch_size: int = 64, labels: Tensor | None = None) -> Tensor:
+        """Images (N, C, H, W) uint8 on the CPU, `batch_size` at a time.
+
+        `labels` (N,) are the classes to draw; left out, `labels_of` the seeds.
+        """
+        labels = self.labels_of(seeds) if labels is None else labels
+        given = (seeds,) if labels is None else (seeds, labels)
+        parts = zip(*(x.split(batch_size) for x in given), strict=True)
         with autocast(self.config, self.device):
-            return torch.cat([to_uint8(self._draw(part)) for part in seeds.split(batch_size)])
+            return torch.cat([to_uint8(self._draw(*part)) for part in parts])
+
+    def labels_of(self, seeds: Tensor) -> Tensor | None:
+        """Each seed's class where none is asked for, its remainder; None: there are no classes."""
+        return seeds % self.config.classes if self.config.classes else None
 
     @torch.no_grad()
     def path(self, seeds: Tensor) -> Tensor:
@@ -77,9 +96,10 @@ class System:
         the sample; all decoded. (A VAE has none.)
         """
         seeds = seeds.to(self.device)
+        labels = self.labels_of(seeds)
         with autocast(self.config, self.device):
             if self._many_steps is not None:
-                latents, path = self._many_steps.path(seeds)
+                latents, path = self._many_steps.path(seeds, labels)
                 shown = min(DDPM_PATH, len(path))
                 path = [path[len(path) * i // shown] for i in range(shown)]
             else:
@@ -89,6 +109,8 @@ class System:
                     self._shape,
                     seeds,
                     z_dim=self.config.generator.z_dim,
+                    labels=labels,
+                    guidance=self.guidance,
                     memory_format=self._layout,
                     return_path=True,
                 )

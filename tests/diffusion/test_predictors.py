@@ -70,7 +70,9 @@ def test_images_are_those_of_single_calls(kind):
 def test_the_mapping_runs_once(monkeypatch):
     generator, calls = build(), []
     forward = generator.mapping.forward
-    monkeypatch.setattr(generator.mapping, "forward", lambda z: calls.append(len(z)) or forward(z))
+    monkeypatch.setattr(
+        generator.mapping, "forward", lambda z, y: calls.append(len(z)) or forward(z)
+    )
     with use_backend("reference"):
         draw(generator)
     assert calls == [STEPS * len(SEEDS)]

@@ -39,9 +39,9 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     counted = []
 
-    def capture(self, draw, size):
+    def capture(self, draw, size, count):
         counted.append(size)
-        return CAPTURE(self, draw, size)
+        return CAPTURE(self, draw, size, count)
 
     monkeypatch.setattr(cuda_graph.CudaGraphs, "capture", capture)
     return counted
