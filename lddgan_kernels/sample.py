@@ -16,18 +16,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
 import tyro
 
 from lddgan_kernels._checks import check_device
-from lddgan_kernels.diffusion import SamplerName
 from lddgan_kernels.trainer import command
-from lddgan_kernels.trainer.folder import RunFolder
-from lddgan_kernels.trainer.network_files import load_system
+from lddgan_kernels.trainer.open_system import SystemOptions, open_system
 from lddgan_kernels.trainer.pictures import grid, save_png
-from lddgan_kernels.trainer.published import published_system, read_options
 from lddgan_kernels.trainer.samples import Sample, draw, read_samples, write_samples
 from lddgan_kernels.trainer.system import System
 
@@ -35,34 +31,14 @@ GRID_OF = 256
 MOST_SEEDS = 10**7
 
 
-@dataclass(frozen=True)
-class Options:
+@dataclass(frozen=True, kw_only=True)
+class Options(SystemOptions):
     """Draws samples."""
 
-    run: Path | None = None
-    """The run folder."""
-    checkpoint: Path | None = None
-    """Or a generator.safetensors; its autoencoder lies beside it."""
-    published: Path | None = None
-    """Or a checkpoint of the published DDGAN, WDDGAN or LDDGAN code."""
-    network: Literal["NCSNpp", "WaveletNCSNpp"] = "NCSNpp"
-    """The published generator."""
-    options: Path | None = None
-    """Its published options, as .json or .toml: num_channels, ch_mult, num_timesteps, ..."""
-    autoencoder: Path | None = None
-    """The published autoencoder of an LDDGAN; the options then hold its scale_factor."""
-    autoencoder_options: Path | None = None
-    """Its published options (`model.params`), as .json or .toml: embed_dim, ddconfig, ..."""
-    sampler: SamplerName | None = None
-    """Of a DDPM: ddpm, ddim, heun or dpm++; its run's own by default."""
-    steps: int | None = None
-    """Of the sampler."""
     seeds: str = "0-63"
     """Which samples: "0-63", "7", "0-9,42"."""
     classes: str | None = None
     """Of a run with labels, classes to draw each seed of, likewise; left out: one a seed."""
-    guidance: float = 0.0
-    """How strongly each step is guided by the class: w of (1 + w) x_class - w x_none."""
     out: Path = Path("samples")
     """Folder of the images."""
     grid: bool = True
@@ -94,34 +70,7 @@ def parse_seeds(text: str, what: str = "seeds") -> list[int]:
 def load(options: Options) -> System:
     """The system that the options name."""
     check_device("sample", options.device)
-    sources = (options.run, options.checkpoint, options.published)
-    if sum(source is not None for source in sources) != 1:
-        raise ValueError("sample: one of --run, --checkpoint and --published must be given")
-    how: dict[str, Any] = {"sampler": options.sampler, "steps": options.steps}
-    how["guidance"] = options.guidance
-    if options.run is not None:
-        return load_system(RunFolder(options.run).generator, options.device, **how)
-    if options.checkpoint is not None:
-        return load_system(options.checkpoint, options.device, **how)
-    assert options.published is not None
-    if options.sampler is not None or options.steps is not None or options.guidance:
-        raise ValueError(
-            "sample: --sampler, --steps and --guidance must be left out with --published"
-        )
-    if options.options is None:
-        raise ValueError("sample: --options must be given with --published")
-    autoencoder = None
-    if options.autoencoder is not None:
-        if options.autoencoder_options is None:
-            raise ValueError("sample: --autoencoder-options must be given with --autoencoder")
-        autoencoder = options.autoencoder, read_options(options.autoencoder_options)
-    return published_system(
-        options.published,
-        options.network,
-        read_options(options.options),
-        options.device,
-        autoencoder,
-    )
+    return open_system("sample", options, options.device)
 
 
 def chosen(options: Options, classes: int) -> list[Sample]:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from lddgan_kernels.evaluate import main
 from lddgan_kernels.metrics import (
+    FeatureNetwork,
     extract_features,
     feature_statistics,
     frechet_distance,
@@ -18,9 +19,10 @@ from lddgan_kernels.metrics import (
     precision_recall,
 )
 from lddgan_kernels.metrics.efficientnet import EfficientNetLite0
-from lddgan_kernels.trainer import config_file, files, networks
+from lddgan_kernels.trainer import config_file, feature_store, files, networks
 from lddgan_kernels.trainer.folder import RunFolder
 from lddgan_kernels.trainer.network_files import load_system
+from tests.trainer.test_distributed import join, spawn
 
 
 @pytest.fixture
@@ -64,7 +66,13 @@ def test_figures_equal_the_metrics(sets, capsys):
     assert (figures["real"]["count"], figures["fake"]["count"]) == (12, 12)
     printed = capsys.readouterr().out
     assert "real: 12 images in" in printed
-    assert "warning" not in printed
+    assert "warning: 12 images are fewer than the 1280 features of efficientnet-lite0" in printed
+    assert "equal numbers" not in printed
+    assert f"about {figures['frechet_bias']:.4g} of it is bias" in printed
+    assert "8 bits a channel, then bilinear to 96 px, antialiased" in printed
+    assert figures["environment"]["PyTorch"] == torch.__version__
+    assert {"kernel_distance", "density", "coverage"} <= set(figures)
+    assert not (folder / "out" / "scores.parts").exists()
 
 
 def test_unequal_counts_warn_and_skipped_images_do_not_count(sets, capsys):
@@ -92,8 +100,17 @@ def test_statistics_stand_for_a_set(sets):
     assert "precision" not in figures
 
 
-def test_a_run_is_compared_with_its_images(sets):
+def evaluate_one(rank, port, flags):
+    join(rank, port)
+    torch.set_num_threads(1)
+    feature_store.PART = 5
+    assert main(flags) == 0
+
+
+def test_a_run_is_compared_with_its_images(sets, monkeypatch):
     folder, (real, _) = sets
+    monkeypatch.setattr(feature_store, "PART", 5)
+    torch.set_num_threads(1)
     config = config_file.parse(
         f"""
         data = "{folder / "real.npz"}"
@@ -113,13 +130,84 @@ def test_a_run_is_compared_with_its_images(sets):
     files.save_weights(run.generator, module, {"config": config_file.dump(config)})
     out = folder / "run.json"
     flags = ["--run", folder / "run", "--features", folder / "w.pth", "--out", out]
-    assert main([str(flag) for flag in [*flags, "--batch-size", 5, "--device", "cpu"]]) == 0
+    small = ["--batch-size", 5, "--device", "cpu"]
+    assert main([str(flag) for flag in [*flags, *small, "--repeat", 2]]) == 0
     images = load_system(run.generator, "cpu")(torch.arange(12))
     fake = extract_features(load_features(folder / "w.pth"), [images])
     figures = json.loads(out.read_text())
     assert (figures["real"]["count"], figures["fake"]["count"]) == (12, 12)
     assert figures["resolution"] == 16
     assert figures["frechet_distance"] == pytest.approx(frechet_distance(real, fake), rel=1e-3)
+    sampling = figures["sampling"]
+    assert (sampling["calls"], sampling["batch"], sampling["repeat"]) == (1, 100, 2)
+    assert sampling["seconds_per_batch_least"] <= sampling["seconds_per_batch"]
+    assert sampling["memory_mib"] > 0
+    # Two processes share the parts; the figures are the same to the bit.
+    other = folder / "two.json"
+    spawn(evaluate_one, [str(flag) for flag in [*flags[:4], "--out", other, *small]])
+    two = json.loads(other.read_text())
+    for name in ("sampling", "environment"):
+        figures.pop(name), two.pop(name, None)
+    assert two == figures
+
+
+def test_a_stopped_evaluation_goes_on(sets, monkeypatch):
+    folder, _ = sets
+    monkeypatch.setattr(feature_store, "PART", 5)
+    assert main(arguments(folder)) == 0
+    whole = (folder / "out" / "scores.json").read_text()
+    forward, seen = FeatureNetwork.forward, []
+
+    def stop(self, images):
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        seen.append(len(images))
+        return forward(self, images)
+
+    monkeypatch.setattr(FeatureNetwork, "forward", stop)
+    assert main(arguments(folder)) == 130
+    left = list((folder / "out" / "scores.parts").iterdir())
+    assert len(left) == 4
+    left[0].write_bytes(left[0].read_bytes()[:-9])  # a damaged one is made anew
+    monkeypatch.setattr(FeatureNetwork, "forward", lambda *a: seen.append(1) or forward(*a))
+    assert main(arguments(folder)) == 0
+    assert len(seen) == 4 + 1 + 2
+    assert (folder / "out" / "scores.json").read_text() == whole
+
+
+def test_statistics_of_a_set_stand_for_it(sets, capsys):
+    folder, (real, fake) = sets
+    (folder / "fake" / "03.png").write_bytes(b"broken")
+    flags = ["--features", folder / "w.pth", "--resolution", 16, "--device", "cpu"]
+    out = folder / "new" / "stats.npz"
+    for name, count in (("fake", 11), ("real.npz", 12)):
+        told = ["statistics", "--data", folder / name, "--out", out, *flags, "--batch-size", 5]
+        assert main([str(part) for part in told]) == 0
+        assert f"statistics of {count} images of 16 px" in capsys.readouterr().out
+        with np.load(out) as file:
+            assert file["count"] == count
+            assert str(file["network"]) == "efficientnet-lite0"
+    (folder / "fake" / "03.png").unlink()
+    assert main(arguments(folder, real=out)) == 0
+    figures = json.loads((folder / "out" / "scores.json").read_text())
+    kept = fake[torch.arange(12) != 3]
+    assert figures["frechet_distance"] == pytest.approx(frechet_distance(real, kept), rel=1e-3)
+    assert "equal numbers" in capsys.readouterr().out
+    assert main(arguments(folder, real=out, resolution=8)) == 1
+    said = capsys.readouterr().err
+    assert "path must be statistics of images of 8 px, got 16 px in" in said
+    with np.load(out) as file:
+        held = dict(file)
+    np.savez(out, **{**held, "network": "inception"})
+    assert main(arguments(folder, real=out)) == 1
+    assert "got 1280 of inception in" in capsys.readouterr().err
+
+
+def test_an_empty_set_is_refused(sets, capsys):
+    folder, _ = sets
+    (folder / "empty").mkdir()
+    assert main(arguments(folder, fake=folder / "empty")) == 1
+    assert "that holds images, got none in" in capsys.readouterr().err
 
 
 def test_errors_are_one_line(sets, capsys):
@@ -131,7 +219,9 @@ def test_errors_are_one_line(sets, capsys):
     assert main(arguments(folder, limit=3)) == 1
     assert "evaluate: path must be more than k = 3 images, got 3 in" in capsys.readouterr().err
     assert main(["--features", str(folder / "w.pth")]) == 1
-    assert "one of --fake and --run must be given" in capsys.readouterr().err
+    assert (
+        "one of --fake and --run (or --checkpoint, --published) must be" in capsys.readouterr().err
+    )
     assert main(["--features", "w.pth", "--fake", "a"]) == 1
     assert "--real and --resolution must be given with --fake" in capsys.readouterr().err
     assert not (folder / "out").exists()
@@ -154,7 +244,7 @@ def test_figures_are_never_lost(sets, capsys, monkeypatch):
     monkeypatch.setattr(files.os, "fsync", full)
     assert main(arguments(folder)) == 1
     printed = capsys.readouterr()
-    assert "Frechet distance (efficientnet-lite0): " in printed.out
+    assert "Frechet distance (efficientnet-lite0) " in printed.out
     assert "scores.json could not be written" in printed.err
 
 

@@ -108,6 +108,10 @@ class ImageDataset(torch.utils.data.Dataset[Tensor]):
         """(N,) bool: the items not found bad so far."""
         return self._bad == 0
 
+    def mark_bad(self, bad: Tensor) -> None:
+        """Takes (N,) bool: items that another process could not use."""
+        self._bad[bad] = 1
+
     def _load(self, index: int) -> Tensor:
         stored = self._source.read(index)
         return prepare(stored, self.resolution, self.channels, self.enlarge)

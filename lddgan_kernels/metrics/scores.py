@@ -67,7 +67,7 @@ MEANINGS = {
 
 def score(
     real: Tensor | tuple[Tensor, Tensor],
-    fake: Tensor,
+    fake: Tensor | tuple[Tensor, Tensor],
     network: FeatureNetwork | None = None,
     *,
     k: int = 3,
@@ -75,7 +75,8 @@ def score(
 ) -> dict[str, float]:
     """The scores of `fake` (M, D) features, by their names in MEANINGS.
 
-    real: features (N, D); or statistics (mu, sigma), of which there is the Frechet distance alone.
+    real, fake: features (N, D); or statistics (mu, sigma), of which there is the Frechet distance
+        alone.
     network: where it has classes, the Inception Score comes too (from 10 samples on).
     k: of precision and recall.
     device: where neighbours and kernels are computed.
@@ -84,6 +85,8 @@ def score(
     samples than features there is `frechet_bias`, about what the Frechet distance is too large by.
     """
     found = {"frechet_distance": frechet_distance(real, fake)}
+    if isinstance(fake, tuple):
+        return found
     least = len(fake) if isinstance(real, tuple) else min(len(real), len(fake))
     if 4 <= least < fake.shape[1]:
         found["frechet_bias"] = frechet_bias(fake, real)

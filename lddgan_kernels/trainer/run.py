@@ -21,9 +21,11 @@ from lddgan_kernels.trainer.batches import (
     resolve_classes,
 )
 from lddgan_kernels.trainer.checkpoint import Checkpoint
+from lddgan_kernels.trainer.closer_look import interpolations, neighbours
 from lddgan_kernels.trainer.codec import PixelCodec
 from lddgan_kernels.trainer.config import Config
 from lddgan_kernels.trainer.diffusion_stage import DiffusionStage
+from lddgan_kernels.trainer.environment import command_line, environment
 from lddgan_kernels.trainer.folder import RunFolder
 from lddgan_kernels.trainer.gan_stage import GanStage
 from lddgan_kernels.trainer.latents import encode_dataset
@@ -108,8 +110,9 @@ def train(
                 "start",
                 images=len(dataset),
                 data=dataset.name,
-                torch=torch.__version__,
                 precision=config.precision,
+                environment=environment(mine),
+                command=command_line(),
             )
             log.say(precision)
             log.write("note", text=precision)
@@ -249,6 +252,9 @@ def _finish(run: Run, system: System) -> dict[str, Any] | None:
     if distributed.rank() > 0:
         distributed.wait()
         return None
+    save_png(run.folder.samples / "neighbours.png", neighbours(system, run.dataset))
+    if run.config.method == "gan":
+        save_png(run.folder.samples / "interpolation.png", interpolations(system))
     summary = summarize(run.config, system, run.dataset)
     run.log.write("summary", **summary)
     write_report(run.folder)

@@ -39,6 +39,8 @@ def load_network(config: Config) -> FeatureNetwork | None:
     log = config.log
     if not log.score_every:
         return None
+    if config.method == "vae":
+        raise ValueError("config: log.score_every must be 0 for method vae, got a number")
     if log.scored <= DENSITY_K:
         raise ValueError(
             f"config: log.scored must be more than {DENSITY_K} with log.score_every, got "

@@ -81,8 +81,13 @@ class System:
         labels = self.labels_of(seeds) if labels is None else labels
         given = (seeds,) if labels is None else (seeds, labels)
         parts = zip(*(x.split(batch_size) for x in given), strict=True)
+        return torch.cat([to_uint8(self.draw(*part)) for part in parts])
+
+    def draw(self, seeds: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Images of about [-1, 1] (N, C, H, W), on the device; likewise."""
+        labels = self.labels_of(seeds) if labels is None else labels
         with autocast(self.config, self.device):
-            return torch.cat([to_uint8(self._draw(*part)) for part in parts])
+            return self._draw(*((seeds,) if labels is None else (seeds, labels)))
 
     def labels_of(self, seeds: Tensor) -> Tensor | None:
         """Each seed's class where none is asked for, its remainder; None: there are no classes."""

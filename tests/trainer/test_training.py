@@ -52,6 +52,8 @@ def test_run_folder_has_everything(finished):
     assert kinds[-1] == "summary"
     names = sorted(p.name for p in (finished / "samples").iterdir())
     assert names == [
+        "interpolation.png",
+        "neighbours.png",
         "path.png",
         "reconstruction.png",
         "step-0000004.png",
@@ -64,10 +66,10 @@ def test_run_folder_has_everything(finished):
     penalized = [line["step"] for line in steps if "r1" in line]
     assert penalized == [2, 4, 8]  # steps 0, 3 and 6, read after an even number and every third
     page = (finished / "report.html").read_text()
-    assert page.count("data:image/png;base64") == 5
+    assert page.count("data:image/png;base64") == 7
     names = {name for line in steps for name in line} - report.NOT_METRICS
     assert {"l1", "critic", "logit_real", "discriminator", "generator", "r1"} <= names
-    assert all(f">{name}</span>" in page for name in names)
+    assert page.count("<svg") == len(report.curves(steps))
     assert "<h2>Scores</h2>" in page
     assert "http" not in page.split("</style>")[1].replace("http://www.w3.org/2000/svg", "")
 
@@ -256,7 +258,7 @@ def test_a_metric_that_a_loss_returns_is_seen_everywhere(tmp_path, monkeypatch, 
     last = [line for line in lines(tmp_path / "run") if line["kind"] == "step"][-1]
     assert last["brand_new"] > 0
     assert "brand_new" in capsys.readouterr().out
-    assert ">brand_new</span>" in (tmp_path / "run/report.html").read_text()
+    assert ">Brand new</text>" in (tmp_path / "run/report.html").read_text()
     assert "gan/brand_new" in scalars
 
 
