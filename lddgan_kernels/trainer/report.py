@@ -62,7 +62,8 @@ def write_report(folder: RunFolder) -> None:
     summary = next((line for line in reversed(lines) if line["kind"] == "summary"), None)
     parts = [f"<p>{html.escape(_about(folder, starts, summary))}</p>"]
     parts += [f"<p>{html.escape(line['text'])}</p>" for line in lines if line["kind"] == "note"]
-    parts += _section("Samples", _samples(folder.samples))
+    grids = "".join(_samples(folder.samples))
+    parts += _section("Samples", [f'<div class="charts">{grids}</div>'] if grids else [])
     parts += _section("Scores", _scores(lines, summary))
     parts += _section("Losses", _charts(lines))
     pictures = [figure(folder.samples / name, text) for name, text in PICTURES.items()

@@ -122,39 +122,31 @@ def summary_rows(summary: Mapping[str, Any]) -> list[Row]:
     return rows
 
 
-def stage_times(lines: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
+def stage_times(lines: list[dict[str, Any]]) -> list[Row]:
     """(stage, time, images a second) of what a log tells, in its order."""
-    rows = []
-    before = 0.0
     ends: dict[str, float] = {}
     speeds: dict[str, list[float]] = {}
-    scoring = 0.0
+    scoring: dict[str, float] = {}
+    stage = ""
     for line in lines:
-        seconds = line.get("seconds", 0.0)
-        stage = line.get("stage") if line["kind"] == "step" else None
-        if stage:
-            ends[stage] = seconds
+        if line["kind"] == "step":
+            stage = line["stage"]
             speeds.setdefault(stage, []).append(line["images_per_second"])
-        elif line["kind"] == "latents":
-            ends["latents"] = seconds
-        elif line["kind"] == "scores" and ends:
-            scoring += line.get("took", 0.0)
-            ends[list(ends)[-1]] = seconds
-        elif line["kind"] == "summary":
-            ends["end"] = seconds
-    titles = {**STAGES, "latents": "Encoding the images", "end": "Samples, scores and report"}
-    for name, end in ends.items():
-        if name not in titles and name not in speeds:
+        elif line["kind"] == "scores":
+            scoring[stage] = scoring.get(stage, 0.0) + line.get("took", 0.0)
+        elif line["kind"] in ("latents", "summary"):
+            stage = line["kind"]
+        else:
             continue
+        ends[stage] = line["seconds"]
+    titles = {**STAGES, "latents": "Encoding the images", "summary": "Samples, scores and report"}
+    rows, before = [], 0.0
+    for name, end in ends.items():
+        took = duration(end - before)
+        if name in scoring:
+            took += f", {duration(scoring[name])} of it scores"
         speed = sorted(speeds.get(name, []))
         middle = f"{number(speed[len(speed) // 2])} images/s" if speed else ""
-        note = (
-            f", {duration(scoring)} of it scores"
-            if name in speeds and scoring and (name != "autoencoder")
-            else ""
-        )
-        rows.append((titles.get(name, words(name).upper()), duration(end - before) + note, middle))
+        rows.append((titles.get(name, words(name)), took, middle))
         before = end
-    if before:
-        rows.append(("In all", duration(before), ""))
-    return rows
+    return [*rows, ("In all", duration(before), "")] if rows else []
