@@ -1,6 +1,8 @@
 """`python -m benchmarks NAME...`: a file of this folder without leading `_`, `test_`; or `all`.
 
 `python -m benchmarks plot` turns this machine's stored results into a table and a plot.
+`python -m benchmarks trilemma` and `ablations` train systems, which `all` does not: see their
+`--help`.
 """
 
 import argparse
@@ -12,14 +14,21 @@ import sys
 import benchmarks
 from benchmarks import _harness, _plot
 from lddgan_kernels.testing import instruction_sets
+from lddgan_kernels.trainer.command import keep_freed_memory
+
+STUDIES = ("ablations", "trilemma")
 
 
 def names() -> list[str]:
     found = (m.name for m in pkgutil.iter_modules(benchmarks.__path__))
-    return sorted(name for name in found if not name.startswith(("_", "test_")))
+    return sorted(n for n in found if not n.startswith(("_", "test_")) and n not in STUDIES)
 
 
 def main() -> None:
+    if sys.argv[1:2] and sys.argv[1] in STUDIES:
+        keep_freed_memory()
+        importlib.import_module(f"benchmarks.{sys.argv[1]}").main(sys.argv[2:])
+        return
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=_harness.__doc__)
     parser.add_argument(
         "names", nargs="+", metavar="NAME", help=f"{', '.join(names())}, all or plot"

@@ -87,7 +87,11 @@ class DigitJudge:
 
     def frechet_distance(self, samples: Tensor) -> float:
         """Of the judge's 64 features of samples and of the training split."""
-        return frechet_distance(self._features(_checked(samples)), self._real)
+        return frechet_distance(self.features(samples), self._real)
+
+    def features(self, samples: Tensor) -> Tensor:
+        """(N, 64) of samples as for `scores`."""
+        return self._features(_checked(samples))
 
     @torch.no_grad()
     def _features(self, x: Tensor) -> Tensor:
