@@ -7,10 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from lddgan_kernels import sample
+from lddgan_kernels import evaluate, sample
 from lddgan_kernels.diffusion import Schedule
 from lddgan_kernels.diffusion import sample as draw
 from lddgan_kernels.interop import to_published
+from lddgan_kernels.metrics.efficientnet import EfficientNetLite0
 from lddgan_kernels.models import (
     Autoencoder,
     AutoencoderConfig,
@@ -123,3 +124,22 @@ def test_what_does_not_fit_is_said(tmp_path, capsys):
     (tmp_path / "options.json").write_text("[1]")
     assert sample.main(flags) == 1
     assert "options must be a table" in capsys.readouterr().err
+
+
+def test_a_published_generator_is_judged(tmp_path, capsys):
+    """Against images of the user's, as published code names no data."""
+    flags = [*save(tmp_path, tiny(Generator, 3)), "--out", str(tmp_path / "scores.json")]
+    torch.save(EfficientNetLite0().state_dict(), tmp_path / "w.pth")
+    flags += ["--features", str(tmp_path / "w.pth"), "--device", "cpu", "--repeat", "1"]
+    assert evaluate.main(flags) == 1
+    assert "evaluate: --real must be given with --published" in capsys.readouterr().err
+    real = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "real.npz", x=real)
+    assert evaluate.main([*flags, "--real", str(tmp_path / "real.npz")]) == 0
+    figures = json.loads((tmp_path / "scores.json").read_text())
+    assert (figures["fake"]["count"], figures["resolution"]) == (9, 8)
+    assert figures["sampling"]["calls"] == 2
+    assert "Network calls an image (NFE)" in capsys.readouterr().out
+    assert evaluate.main([*flags, "--real", str(tmp_path / "real.npz"), "--resolution", "4"]) == 1
+    said = capsys.readouterr().err
+    assert "evaluate: resolution must be that of the samples, 8, got 4" in said
