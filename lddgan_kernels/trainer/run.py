@@ -233,6 +233,10 @@ def _train(run: Run) -> dict[str, Any] | None:
             log.scores(step, step * stage.batch_size, scorer.name, found)
 
     scored = score if config.log.score_every else None
+    note = scorer.note() if scored else None
+    if note:
+        log.say(note)
+        log.write("note", text=note)
     run_stage(stage, run.checkpoint, log, run.stop, picture, scored)
     return _finish(run, system)
 

@@ -91,6 +91,16 @@ class Scorer:
         self._real: tuple[Tensor, Tensor] | None = None
         self._some: Tensor | None = None
 
+    def note(self) -> str | None:
+        """What is to be known of the scores before they are read."""
+        if self.network is None or len(self.seeds) >= self.network.features:
+            return None
+        return (
+            f"Scores while training are of {len(self.seeds)} samples, fewer than the "
+            f"{self.network.features} features of {self.name}: their Frechet distances are too "
+            "large, all alike, and compare among themselves only."
+        )
+
     def __call__(self) -> dict[str, float]:
         began = time.perf_counter()
         batches = (self.system(part) for part in self.seeds.split(self.batch_size))

@@ -90,6 +90,8 @@ def test_a_feature_network_scores_against_the_training_set(weights, tmp_path):
     train(config, tmp_path / "run")
     (found,) = scores(tmp_path / "run")
     assert found["scorer"] == "efficientnet-lite0"
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "are of 10 samples, fewer than the 1280 features of efficientnet-lite0" in page
     folder = RunFolder(tmp_path / "run")
     network, dataset = load_features(weights), open_dataset(config)
     images = torch.stack([dataset[i] for i in range(len(dataset))])
