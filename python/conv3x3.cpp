@@ -43,13 +43,44 @@ at::Tensor pack_conv3x3_cpu(const at::Tensor& weight, bool transposed) {
   return packed;
 }
 
+// All float32; grad and x channels_last. (D, C, 3, 3), channels_last or contiguous.
+at::Tensor conv3x3_weight_grad_cpu(const at::Tensor& grad, const at::Tensor& x,
+                                   bool channels_last) {
+  Conv3x3WeightGradArgs args{};
+  args.n = x.size(0);
+  args.c_in = x.size(1);
+  args.c_out = grad.size(1);
+  args.h = x.size(2);
+  args.w = x.size(3);
+  TORCH_CHECK(x.is_contiguous(at::MemoryFormat::ChannelsLast), "conv3x3: x must be channels_last");
+  TORCH_CHECK(grad.is_contiguous(at::MemoryFormat::ChannelsLast) && grad.size(0) == args.n &&
+                  grad.sizes().slice(2) == x.sizes().slice(2),
+              "conv3x3: grad must be channels_last of shape (", args.n, ", D, ", args.h, ", ",
+              args.w, ")");
+  at::Tensor out =
+      allocate({args.c_out, args.c_in, 3, 3}, x.options(),
+               channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);
+  if (x.numel() == 0) return out.zero_();
+  args.stride_d = out.stride(0);
+  args.stride_c = out.stride(1);
+  args.stride_i = out.stride(2);
+  args.stride_j = out.stride(3);
+  args.x = x.const_data_ptr<float>();
+  args.grad = grad.const_data_ptr<float>();
+  args.grad_weight = out.mutable_data_ptr<float>();
+  cpu::conv3x3_weight_grad(args);
+  return out;
+}
+
 TORCH_LIBRARY_FRAGMENT(lddgan, m) {
   m.def("pack_conv3x3(Tensor weight, bool transposed) -> Tensor");
   m.def("conv3x3(Tensor x, Tensor packed, Tensor? bias, Tensor? residual) -> Tensor");
+  m.def("conv3x3_weight_grad(Tensor grad, Tensor x, bool channels_last) -> Tensor");
 }
 TORCH_LIBRARY_IMPL(lddgan, CPU, m) {
   m.impl("conv3x3", conv3x3_cpu);
   m.impl("pack_conv3x3", pack_conv3x3_cpu);
+  m.impl("conv3x3_weight_grad", conv3x3_weight_grad_cpu);
 }
 
 }  // namespace

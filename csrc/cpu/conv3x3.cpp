@@ -2,63 +2,12 @@
 // Y = A' [ sum over channels of (G g G') . (B' d B) ] A, with 16 instead of 36 multiplications for
 // four outputs. Tiles are transformed into 16 matrices, multiplied with one panel of output
 // channels at a time, and the result is transformed while it is in the cache (panels.h).
-#include "conv3x3.h"
-
+#include "conv3x3_tiles.h"
 #include "panels.h"
 
 namespace lddgan::LDDGAN_ISA {
 
 namespace {
-
-struct Tiles {
-  int64_t high, wide, count;  // of one image; of all
-  explicit Tiles(const Conv3x3Args& a)
-      : high((a.h + 1) / 2), wide((a.w + 1) / 2), count(a.n * high * wide) {}
-};
-
-struct Tile {
-  int64_t image, y, x;  // y, x of its upper left output
-  Tile(const Tiles& tiles, int64_t index)
-      : image(index / (tiles.high * tiles.wide)),
-        y(index / tiles.wide % tiles.high * 2),
-        x(index % tiles.wide * 2) {}
-};
-
-// B' d B of one tile: 16 values for every input channel, `stride` floats apart.
-template <int kRows, bool kInside>
-void transform_input(const Conv3x3Args& a, const Tile& t, float* v, int64_t stride) {
-  const float* corner = a.x + ((t.image * a.h + t.y - 1) * a.w + t.x - 1) * a.c_in;
-  bool valid[16];
-  for (int i = 0; i < 16; ++i) {
-    int64_t y = t.y - 1 + i / 4, x = t.x - 1 + i % 4;
-    valid[i] = y >= 0 && y < a.h && x >= 0 && x < a.w;
-  }
-  for (int64_t c = 0; c < a.c_in; c += kConvLane, v += kRows * kConvLane) {
-    for (int lane = 0; lane < kConvLane; lane += kWidth) {
-      Vec d[16], rows[16];
-#pragma GCC unroll 16
-      for (int i = 0; i < 16; ++i) {
-        int64_t offset = ((i / 4) * a.w + i % 4) * a.c_in + c + lane;
-        d[i] = kInside || valid[i] ? load(corner + offset) : Vec{};
-      }
-#pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) {
-        rows[j] = d[j] - d[8 + j];
-        rows[4 + j] = d[4 + j] + d[8 + j];
-        rows[8 + j] = d[8 + j] - d[4 + j];
-        rows[12 + j] = d[4 + j] - d[12 + j];
-      }
-#pragma GCC unroll 4
-      for (int i = 0; i < 16; i += 4) {
-        float* to = v + i * stride + lane;
-        store(to, rows[i] - rows[i + 2]);
-        store(to + stride, rows[i + 1] + rows[i + 2]);
-        store(to + 2 * stride, rows[i + 2] - rows[i + 1]);
-        store(to + 3 * stride, rows[i + 1] - rows[i + 3]);
-      }
-    }
-  }
-}
 
 // A' m A of one tile and a panel of output channels from `channel`, plus bias and residual.
 template <int kRows>
@@ -90,29 +39,26 @@ void transform_output(const Conv3x3Args& a, const Tile& t, const float* m, int64
 struct Winograd {
   static constexpr int kCount = 16;
   const Conv3x3Args& a;
-  const Tiles tiles;
+  const Map map;
   const int64_t rows, depth, columns;
   const float* weight;
 
   explicit Winograd(const Conv3x3Args& args)
       : a(args),
-        tiles(args),
-        rows(tiles.count),
+        map{args.x, args.n, args.h, args.w, args.c_in},
+        rows(map.tiles()),
         depth(args.c_in),
         columns(args.c_out),
         weight(args.weight) {}
 
   template <int kRows>
   void in(int64_t row, float* to, int64_t stride) const {
-    Tile tile(tiles, row);
-    bool inside = tile.y > 0 && tile.y + 2 < a.h && tile.x > 0 && tile.x + 2 < a.w;
-    inside ? transform_input<kRows, true>(a, tile, to, stride)
-           : transform_input<kRows, false>(a, tile, to, stride);
+    transform_input(map, Tile(map, row), to, kRows * kConvLane, stride);
   }
 
   template <int kRows>
   void out(int64_t row, const float* m, int64_t channel) const {
-    transform_output<kRows>(a, Tile(tiles, row), m, channel);
+    transform_output<kRows>(a, Tile(map, row), m, channel);
   }
 };
 

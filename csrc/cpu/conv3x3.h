@@ -29,7 +29,17 @@ struct PackConv3x3Args {
   int64_t stride_d, stride_c, stride_i, stride_j;
 };
 
+// The gradient of the weight.
+struct Conv3x3WeightGradArgs {
+  const float* x;      // [n, h, w, c_in]
+  const float* grad;   // [n, h, w, c_out], of the output
+  float* grad_weight;  // element (d, c, i, j) as in PackConv3x3Args; c_out, c_in: any
+  int64_t n, h, w, c_in, c_out;
+  int64_t stride_d, stride_c, stride_i, stride_j;
+};
+
 }  // namespace lddgan
 
 LDDGAN_DECLARE_CPU(conv3x3, Conv3x3Args)
 LDDGAN_DECLARE_CPU(pack_conv3x3, PackConv3x3Args)
+LDDGAN_DECLARE_CPU(conv3x3_weight_grad, Conv3x3WeightGradArgs)

@@ -2,11 +2,11 @@
 
 On the CPU in float32, channels_last, by Winograd's F(2x2, 3x3) (Lavin & Gray 2016, "Fast algorithms
 for convolutional neural networks", section 4.1): 16 multiplications where direct convolution has
-36, at direct convolution's accuracy. Everything else goes to PyTorch's convolution, which has
-matrix units for bfloat16 and on GPUs, and small inputs, whose time is that of reading the weights.
-On a GPU Triton has an implicit matrix product for channels_last, which adds bias and residual too;
-it must be named, as no GPU has compared it with PyTorch's yet. Gradient: any order (PyTorch's
-convolution's).
+36, at direct convolution's accuracy; both gradients likewise. Everything else goes to PyTorch's
+convolution, which has matrix units for bfloat16 and on GPUs, and small inputs, whose time is that
+of reading the weights. On a GPU Triton has an implicit matrix product for channels_last, which adds
+bias and residual too; it must be named, as no GPU has compared it with PyTorch's yet. Gradient: any
+order; those that are to be differentiated again are PyTorch's convolution's.
 """
 
 from typing import Any, NamedTuple
@@ -61,7 +61,7 @@ def conv3x3(
     kernels = KERNELS if backend or default_backend() else ("cpu",)
     chosen = select("conv3x3", x, backend, kernels)
     if chosen == "cpu":
-        fits = uses_winograd(x, weight) and (packed is not None or _pixels(x) >= _LEAST)
+        fits = _suits(x, weight, *weight.shape[:2]) and (packed is not None or _pixels(x) >= _LEAST)
     else:
         fits = chosen == "triton" and _suits_triton(x, weight)
     if not fits:
@@ -87,7 +87,7 @@ def conv3x3_reference(
 
 def uses_winograd(x: Tensor, weight: Tensor) -> bool:
     """Whether the CPU kernel, not PyTorch's convolution, runs this x and packed weight."""
-    return _suits(x, weight, weight.shape[0], weight.shape[1])
+    return default_backend() in (None, "cpu") and _suits(x, weight, *weight.shape[:2])
 
 
 def _pixels(x: Tensor) -> int:
@@ -215,22 +215,32 @@ class _Conv3x3(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         need_x, need_weight, need_bias, need_residual, _ = ctx.needs_input_grad
-        grad_x = None
+        grad_x = grad_weight = None
         # To be differentiated again, all must be PyTorch's.
-        if need_x and not torch.is_grad_enabled():
+        if (need_x or need_weight) and not torch.is_grad_enabled():
             grad = like_layout(grad, torch.channels_last)
-            if _pixels(grad) >= _LEAST and _suits(grad, weight, weight.shape[1], weight.shape[0]):
+            large = _pixels(grad) >= _LEAST
+            if need_x and large and _suits(grad, weight, weight.shape[1], weight.shape[0]):
                 packed = torch.ops.lddgan.pack_conv3x3(weight, True)
                 grad_x = torch.ops.lddgan.conv3x3(grad, packed, None, None)
+            if need_weight and large and _suits(x, weight, *weight.shape[:2]):
+                in_layout = memory_format(weight) is torch.channels_last
+                grad_weight = torch.ops.lddgan.conv3x3_weight_grad(grad, x, in_layout)
         sizes = (weight.shape[0],) if need_bias else None
-        one, mask = (1, 1), (need_x and grad_x is None, need_weight, need_bias)
-        others = (None, None, None)
+        one = (1, 1)
+        mask = (need_x and grad_x is None, need_weight and grad_weight is None, need_bias)
+        others: tuple[Tensor | None, ...] = (None, None, None)
         if any(mask):
             others = torch.ops.aten.convolution_backward(
                 grad, x, weight, sizes, one, one, one, False, (0, 0), 1, mask
             )
-        grad_residual = grad if need_residual else None
-        return others[0] if grad_x is None else grad_x, others[1], others[2], grad_residual, None
+        return (
+            others[0] if grad_x is None else grad_x,
+            others[1] if grad_weight is None else grad_weight,
+            others[2],
+            grad if need_residual else None,
+            None,
+        )
 
 
 def forward(
@@ -263,3 +273,9 @@ if _extension.is_loaded():
     def _(weight: Tensor, transposed: bool) -> Tensor:
         d, c = (weight.shape[1], weight.shape[0]) if transposed else weight.shape[:2]
         return weight.new_empty(d // PANEL, 16, c, PANEL)
+
+    @torch.library.register_fake("lddgan::conv3x3_weight_grad")
+    def _(grad: Tensor, x: Tensor, channels_last: bool) -> Tensor:
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        shape = (grad.shape[1], x.shape[1], 3, 3)
+        return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)

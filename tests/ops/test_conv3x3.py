@@ -232,6 +232,56 @@ def test_an_equal_weight_is_as_good():
         )
 
 
+# (N, C, D, H, W): channels that fill no group or block, one run of tiles and many, every edge.
+WEIGHTS = [
+    (3, 48, 64, 9, 11),
+    (2, 513, 20, 4, 5),
+    (1, 33, 17, 1, 1),
+    (1, 64, 32, 65, 1),
+    (5, 40, 20, 33, 40),
+    (0, 32, 32, 4, 4),
+]
+
+
+@native
+@pytest.mark.parametrize("layout", [torch.contiguous_format, CL])
+@pytest.mark.parametrize("shape", WEIGHTS)
+def test_gradient_of_the_weight(shape, layout):
+    n, c, d, h, w = shape
+    x, weight, _, grad = tensors(n, c, d, h, w)
+    out = torch.ops.lddgan.conv3x3_weight_grad(grad, x, layout is CL)
+    assert out.is_contiguous(memory_format=layout)
+
+    def gradient(grad, x, weight):
+        weight.requires_grad_()
+        return torch.autograd.grad(plain(x, weight), weight, grad)[0]
+
+    exact = gradient(*(t.double() for t in (grad, x, weight)))
+    assert_error_rule(out, gradient(grad, x, weight), exact)
+
+
+@native
+def test_gradient_of_the_weight_comes_in_its_layout():
+    x, weight, *_ = tensors(4, 32, 32, 8, 8)
+    for layout in (torch.contiguous_format, CL):
+        weight = weight.detach().to(memory_format=layout).requires_grad_()
+        conv3x3(x, weight, backend="cpu").sum().backward()
+        assert weight.grad.stride() == weight.stride()
+
+
+@native
+@pytest.mark.parametrize("threads", [1, 3])
+def test_gradients_are_the_same_on_any_number_of_threads(threads):
+    x, _, _, grad = tensors(3, 64, 48, 23, 22)
+    wanted = torch.ops.lddgan.conv3x3_weight_grad(grad, x, True)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert torch.equal(torch.ops.lddgan.conv3x3_weight_grad(grad, x, True), wanted)
+    finally:
+        torch.set_num_threads(before)
+
+
 @native
 def test_second_order_gradients_are_the_convolutions():
     x, weight, bias, _ = tensors(4, 32, 32, 8, 8)
@@ -263,6 +313,8 @@ def test_registration():
     weight = torch.randn(32, 64, 3, 3)
     for transposed in (False, True):
         torch.library.opcheck(torch.ops.lddgan.pack_conv3x3.default, (weight, transposed))
+        gradient = torch.ops.lddgan.conv3x3_weight_grad.default
+        torch.library.opcheck(gradient, (residual, x, transposed))
 
 
 @native
