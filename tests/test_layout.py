@@ -19,7 +19,7 @@ LEVELS = (
     ("triton",),
     ("ops",),
     ("nn",),
-    ("models", "diffusion", "data"),
+    ("models", "diffusion", "data", "patching"),
     ("metrics", "interop"),
     ("trainer",),
     ("train", "encode", "sample", "evaluate", "info"),

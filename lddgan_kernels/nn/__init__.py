@@ -14,6 +14,7 @@ from lddgan_kernels.nn.conv2d import (
     NearestUpsampleConv2d,
     Shortcut,
     StemConv2d,
+    fold_nearest,
 )
 from lddgan_kernels.nn.feature_map import FeatureMap, as_map, as_tensor
 from lddgan_kernels.nn.fir import FIRDownsample, FIRUpsample
@@ -25,6 +26,7 @@ from lddgan_kernels.nn.group_norm import (
     group_count,
     largest_group_count,
 )
+from lddgan_kernels.nn.group_norm_act import GroupNormAct, folded_rows
 from lddgan_kernels.nn.haar import Haar, InverseHaar
 from lddgan_kernels.nn.init import variance_scaling_
 from lddgan_kernels.nn.linear import Linear
@@ -50,6 +52,7 @@ __all__ = [
     "FIRUpsample",
     "FeatureMap",
     "GroupNorm",
+    "GroupNormAct",
     "Haar",
     "InverseHaar",
     "LateBiasConv2d",
@@ -72,6 +75,8 @@ __all__ = [
     "as_map",
     "as_tensor",
     "attend",
+    "fold_nearest",
+    "folded_rows",
     "group_count",
     "is_hooked",
     "is_traced",
