@@ -141,10 +141,59 @@ def autoencoder_config(network: str, options: Mapping[str, Any]) -> AutoencoderC
     )
 
 
+def infer_options(state_dict: Mapping[str, Tensor], resolution: int) -> dict[str, Any]:
+    """The published options that weights tell of: all but `tanh_out` and `dropout`.
+
+    Args:
+        state_dict: as for `load_autoencoder`.
+        resolution: side of the images that it is for.
+
+    Raises:
+        ValueError: it holds no such autoencoder.
+    """
+    own, _ = _split(state_dict)
+    try:
+        first, bottom = own["encoder.conv_in.weight"], own["decoder.conv_in.weight"]
+        levels = 1 + max(int(m[1]) for m in _matches(r"encoder\.down\.(\d+)\.", own))
+        widths = [own[f"encoder.down.{i}.block.0.conv2.weight"].shape[0] for i in range(levels)]
+        blocks = 1 + max(int(m[1]) for m in _matches(r"encoder\.down\.0\.block\.(\d+)\.", own))
+        embed = own["post_quant_conv.weight"].shape[1]
+        kl = own["encoder.conv_out.weight"].shape[0] == 2 * bottom.shape[1]
+    except (KeyError, IndexError, ValueError) as error:
+        raise ValueError(
+            "load_published: checkpoint must hold an autoencoder of latent diffusion or taming "
+            f"transformers, got one without {error}"
+        ) from None
+    attention = [i for i in range(levels) if f"encoder.down.{i}.attn.0.q.weight" in own]
+    options: dict[str, Any] = {
+        "embed_dim": embed,
+        "ddconfig": {
+            "double_z": kl,
+            "z_channels": bottom.shape[1],
+            "resolution": resolution,
+            "in_channels": first.shape[1],
+            "out_ch": first.shape[1],
+            "ch": first.shape[0],
+            "ch_mult": [width // first.shape[0] for width in widths],
+            "num_res_blocks": blocks,
+            "attn_resolutions": [resolution >> i for i in attention],
+        },
+    }
+    if not kl and "quantize.embedding.weight" in own:
+        options["n_embed"] = len(own["quantize.embedding.weight"])
+    return options
+
+
+def _matches(pattern: str, names: Mapping[str, Tensor]) -> list[re.Match[str]]:
+    return [found for name in names if (found := re.match(pattern, name))]
+
+
 def autoencoder_options(config: AutoencoderConfig) -> dict[str, Any]:
     """The published options of one of our autoencoders: the inverse of `autoencoder_config`."""
     if config.bounded_latent:
         raise ValueError("to_published: bounded_latent must be False, got True")
+    if config.kind != "vqgan":
+        raise ValueError(f"to_published: kind must be vqgan, got {config.kind}")
     latent = config.latent_channels
     options: dict[str, Any] = {
         "embed_dim": latent,

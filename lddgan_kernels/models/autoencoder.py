@@ -1,7 +1,7 @@
 """The autoencoder: VQGAN's encoder and decoder, the quantiser inside the decoder (or a KL term)."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from lddgan_kernels._checks import like_layout, memory_format
 from lddgan_kernels._options import Count, Fraction, Whole, check
 from lddgan_kernels.models.autoencoder_blocks import Downsample, Level, Middle, Upsample, norm
 from lddgan_kernels.models.quantizer import VectorQuantizer
+from lddgan_kernels.models.tiny_autoencoder import TinyDecoder, TinyEncoder
 
 # Output pixels decoded at a time where no gradient is asked: 16 images of 256 px, 1 GB in float32.
 CHUNK_PIXELS = 2**20
@@ -21,6 +22,8 @@ CHUNK_PIXELS = 2**20
 class AutoencoderOptions:
     """Options of an autoencoder."""
 
+    kind: Literal["vqgan", "tiny"] = "vqgan"
+    """VQGAN's networks, or TAESD's, tiny: plain convolutions of one width, without a codebook."""
     latent_channels: Count = 4
     """Channels of the latent; its side is the image's over 2^(levels - 1)."""
     base_channels: Count = 128
@@ -71,6 +74,13 @@ class AutoencoderConfig(AutoencoderOptions, ImageShape):
         if self.kl and self.bounded_latent:
             raise ValueError(
                 "AutoencoderConfig: bounded_latent must be False where kl is set, got True"
+            )
+        if self.kind == "tiny" and (
+            self.codebook_size or self.kl or set(self.channel_multipliers) != {1}
+        ):
+            raise ValueError(
+                "AutoencoderConfig: kind tiny must have codebook_size 0, no kl and multipliers of "
+                f"1, got {self.codebook_size}, {self.kl} and {self.channel_multipliers}"
             )
         if not self.channel_multipliers:
             raise ValueError("AutoencoderConfig: channel_multipliers must hold one a level, got ()")
@@ -179,6 +189,19 @@ class Autoencoder(torch.nn.Module):
         self.config = config
         self.ignored_entries: tuple[str, ...] = ()
         latent = config.latent_channels
+        self.encoder: Encoder | TinyEncoder
+        self.decoder: Decoder | TinyDecoder
+        self.quant_conv: torch.nn.Module
+        self.post_quant_conv: torch.nn.Module
+        self.latent_scale: Tensor
+        self.register_buffer("latent_scale", torch.ones(()))
+        if config.kind == "tiny":
+            shape = config.base_channels, len(config.channel_multipliers), config.num_blocks
+            self.encoder = TinyEncoder(config.image_channels, *shape, latent)
+            self.quant_conv, self.post_quant_conv = torch.nn.Identity(), torch.nn.Identity()
+            self.quantizer = None
+            self.decoder = TinyDecoder(config.image_channels, *shape, latent)
+            return
         hidden = latent if config.z_channels is None else config.z_channels
         halves = 2 if config.kl else 1  # mean, and log variance
         self.encoder = Encoder(config, halves * hidden)
@@ -188,8 +211,6 @@ class Autoencoder(torch.nn.Module):
         )
         self.post_quant_conv = torch.nn.Conv2d(latent, hidden, 1)
         self.decoder = Decoder(config, hidden)
-        self.latent_scale: Tensor
-        self.register_buffer("latent_scale", torch.ones(()))
 
     @property
     def last_layer(self) -> Tensor:

@@ -5,7 +5,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +24,10 @@ class Options:
     """Options of a run; each field of the configuration is a flag, with the preset's value."""
 
     config: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+    autoencoder: str | None = None
+    """Short for --start.autoencoder."""
+    init_from: str | None = None
+    """Short for --start.init-from."""
     preset: str = "digits"
     """A preset's name, or the path of a .toml file."""
     out: Path | None = None
@@ -55,6 +59,10 @@ def parse(command: str, about: str, arguments: Sequence[str] | None) -> tuple[Op
     default = Options(config=config_file.load(source), preset=preset)
     program = f"python -m lddgan_kernels.{command}"
     options = tyro.cli(Options, prog=program, description=about, default=default, args=arguments)
+    named = {"autoencoder": options.autoencoder, "init_from": options.init_from}
+    given: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
+    start = replace(options.config.start, **given)
+    options = replace(options, config=replace(options.config, start=start))
     wanted = config_file.needs_data(source)
     if wanted and options.config.data is None:
         raise ValueError(f"{command}: --data must be given for preset {preset}: {wanted}")

@@ -132,6 +132,27 @@ class DdpmTraining:
 
 
 @dataclass(frozen=True)
+class Start:
+    """What a run begins with, instead of new networks."""
+
+    autoencoder: str | None = None
+    """A trained autoencoder, which is not trained again: a run, a folder of diffusers
+    (AutoencoderKL, VQModel or AutoencoderTiny), or a checkpoint of latent diffusion, taming or
+    LDDGAN. Its structure takes the place of [autoencoder]."""
+    autoencoder_options: str | None = None
+    """The published options of such a checkpoint, .json or .toml; left out: those that its weights
+    tell, without tanh_out."""
+    init_from: str | None = None
+    """Generator and discriminator to train on: a run, or a checkpoint of DDGAN, WDDGAN or LDDGAN.
+    What does not fit is named and starts fresh."""
+    init_discriminator: str | None = None
+    """The discriminator's checkpoint, where it is another file."""
+    latent_scale: NonNegative | None = None
+    """By which latents are divided: the scale_factor of a published LDDGAN that is trained on; left
+    out: that of the run that is, or the largest latent measured."""
+
+
+@dataclass(frozen=True)
 class Log:
     """What is written, and how often."""
 
@@ -191,6 +212,7 @@ class Config:
     discriminator: DiscriminatorOptions = field(default_factory=DiscriminatorOptions)
     gan: GanTraining = field(default_factory=GanTraining)
     ddpm: DdpmTraining = field(default_factory=DdpmTraining)
+    start: Start = field(default_factory=Start)
     log: Log = field(default_factory=Log)
 
     @property

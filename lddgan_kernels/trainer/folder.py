@@ -9,7 +9,7 @@ from lddgan_kernels.trainer.config import Config
 from lddgan_kernels.trainer.files import write_atomically
 
 # What may be another when a run goes on: where things lie, what is written, how DDPMs are sampled.
-FREE = ("data", "images.workers", "log.", "ddpm.sample")
+FREE = ("data", "start.", "images.workers", "log.", "ddpm.sample")
 
 
 class RunFolder:

@@ -31,6 +31,7 @@ def encode_dataset(
     dataset: ImageDataset | PixelCache,
     autoencoder: Autoencoder,
     check: Callable[[], None],
+    scale: float | None = None,
 ) -> LatentCache:
     """The latents of the data set, both ways round where the images may be mirrored.
 
@@ -39,6 +40,7 @@ def encode_dataset(
 
     Args:
         check: called before each batch; may raise.
+        scale: the latent scale to store in place of the measured one, if any.
     """
     autoencoder.eval()
     fingerprint = weights_fingerprint(autoencoder)
@@ -53,7 +55,7 @@ def encode_dataset(
         cache = LatentCache.open(folder.latents, fingerprint)
     if not cache.abs_max > 0:
         raise ValueError(f"encode: the largest |latent| must be positive, got {cache.abs_max}")
-    autoencoder.latent_scale.fill_(cache.abs_max)
+    autoencoder.latent_scale.fill_(scale or cache.abs_max)
     save_autoencoder(config, folder, autoencoder)
     return cache
 

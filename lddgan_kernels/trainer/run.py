@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from lddgan_kernels._checks import check_device
-from lddgan_kernels.data import ImageDataset, PixelCache, cache_pixels
+from lddgan_kernels.data import ImageDataset, PixelCache, cache_pixels, weights_fingerprint
 from lddgan_kernels.metrics import FeatureNetwork
 from lddgan_kernels.models import Autoencoder
 from lddgan_kernels.trainer import config_file, distributed, networks
@@ -39,6 +39,7 @@ from lddgan_kernels.trainer.network_files import (
 )
 from lddgan_kernels.trainer.pictures import grid, reconstructions, save_png
 from lddgan_kernels.trainer.precision import resolve
+from lddgan_kernels.trainer.pretrained import adopt_autoencoder, initialize, latent_scale_of
 from lddgan_kernels.trainer.report import write_report
 from lddgan_kernels.trainer.scoring import DECIDES, Scorer, load_network
 from lddgan_kernels.trainer.stage import Batches
@@ -62,6 +63,8 @@ class Run:
     dataset: ImageDataset | PixelCache
     network: FeatureNetwork | None
     """What scores while it trains."""
+    autoencoder: Autoencoder | None
+    """That of another, which is not trained again."""
 
     def check_stop(self) -> None:
         """Raises Interrupted where a stop was asked for."""
@@ -89,12 +92,15 @@ def train(
     """
     check_device("train", device)
     with distributed.processes(device) as mine, StopRequest() as stop:
+        folder = RunFolder(out)
+        config, autoencoder = adopt_autoencoder(config, folder, resume)
         networks.validate(config)
         _check_batches(config)
         network = load_network(config) if distributed.rank() == 0 else None
         dataset = cache_pixels(open_dataset(config), workers=config.images.workers)
         config, precision = resolve(resolve_classes(config, dataset), mine)
-        folder = RunFolder(out)
+        if config.start.init_from is not None and not resume:
+            initialize(config, *_new_networks(config))  # what cannot be is told before any work
         asked = config
         if resume:
             config = folder.going_on(config)
@@ -121,7 +127,8 @@ def train(
             if config != asked:
                 kept = "; ".join(f"{n} {b}" for n, _, b in config_file.differences(asked, config))
                 log.say(f"a run can be made longer, not shorter; it keeps {kept}")
-            return _train(Run(config, folder, checkpoint, log, stop, mine, dataset, network))
+            run = Run(config, folder, checkpoint, log, stop, mine, dataset, network, autoencoder)
+            return _train(run)
         finally:
             log.close()
             folder.release()
@@ -178,6 +185,12 @@ def _check_autoencoder(folder: RunFolder, facts: dict[str, Any]) -> None:
         )
 
 
+def _new_networks(config: Config) -> tuple[torch.nn.Module, torch.nn.Module | None]:
+    """Generator and discriminator of a run; the latter of GANs alone."""
+    generator = networks.build_generator(config)
+    return generator, networks.build_discriminator(config) if config.method == "gan" else None
+
+
 def _check_batches(config: Config) -> None:
     world = distributed.world_size()
     for name, size, parts in (
@@ -202,19 +215,27 @@ def _train(run: Run) -> dict[str, Any] | None:
         if config.method == "vae":
             codec = networks.build_codec(config, autoencoder)
             return _finish(run, System(config, autoencoder, codec))
-        cache = encode_dataset(config, run.folder, run.dataset, autoencoder, run.check_stop)
-        log.say(f"latent scale {cache.abs_max:.4g}, measured on {len(cache)} images")
-        log.write("latents", latent_scale=cache.abs_max, count=len(cache))
+        known = latent_scale_of(config, autoencoder)
+        cache = encode_dataset(config, run.folder, run.dataset, autoencoder, run.check_stop, known)
+        scale = autoencoder.latent_scale.item()
+        how = "given" if known else "measured"
+        log.say(f"latent scale {scale:.4g}, {how}; {len(cache)} images")
+        log.write("latents", latent_scale=scale, count=len(cache))
         codec = networks.build_codec(config, autoencoder)
         run.checkpoint.writes["autoencoder"] = autoencoder_fingerprint(autoencoder)
         labels = run.dataset.labels if config.labels else None
-        batches = LatentBatches(cache, autoencoder.latent_scale.item(), config, labels)
+        batches = LatentBatches(cache, scale, config, labels)
     else:
         codec = networks.build_codec(config, None)
         size = config.training.batch_size
         batches = ImageBatches(run.dataset, config, size, codec, run.device, config.labels)
     kind = DiffusionStage if config.method == "ddpm" else GanStage
     stage = kind(config, batches, run.device)
+    if config.start.init_from is not None and run.checkpoint.stage != stage.name:
+        for found in initialize(config, stage.generator, getattr(stage, "discriminator", None)):
+            log.say(found)
+            log.write("note", text=found)
+        stage.ema.module.load_state_dict(stage.generator.state_dict())
     system = System(config, stage.ema.module, codec)
 
     def picture(step: int) -> None:
@@ -271,6 +292,14 @@ def train_autoencoder(run: Run) -> Autoencoder:
     config, folder = run.config, run.folder
     if folder.autoencoder.exists():
         return load_autoencoder(folder.autoencoder)[0].to(run.device)
+    if run.autoencoder is not None:
+        module = networks.place(run.autoencoder, run.device, config)
+        found = weights_fingerprint(module)
+        told = f"autoencoder of {config.start.autoencoder or config.start.init_from} ({found})"
+        run.log.say(told)
+        run.log.write("note", text=told)
+        save_autoencoder(config, folder, module)
+        return module
     lpips, note = load_lpips(config)
     if note:
         run.log.say(note)
