@@ -87,7 +87,7 @@ def sample(
         (N, *shape) of `dtype`; with `return_path` also the list of (x_{t+1}, predicted x_0) for
         t = T-1..0.
     """
-    count = len(seeds)
+    count = seeds.shape[0]  # not len, which would bind a batch that is exported
     x = seeded_normal((count, *shape), seeds, STREAM_X_T, dtype=dtype, memory_format=memory_format)
     steps = range(schedule.num_steps)
     t = torch.arange(len(steps), device=seeds.device)[:, None].repeat(1, count)

@@ -59,7 +59,7 @@ class GeneratorBase(torch.nn.Module):
         Returns:
             S functions, which raise RuntimeError once the weights that t and z go through have
             changed; None where a call does more than `forward` here: hooks, a subclass's own
-            forward, a compiled one.
+            forward, a compiled or traced one.
 
         Raises:
             ValueError: a shape does not fit the configuration.
@@ -68,6 +68,8 @@ class GeneratorBase(torch.nn.Module):
         self._check(t.shape[-1], labels)
         flat_labels = None if labels is None else labels.repeat(t.shape[0])
         self._check(flat_t.shape[0], flat_labels, t=flat_t, z=flat_z)
+        if nn.is_traced():  # to weights whose changes nobody could see
+            return None
         state = nn.ModuleState(*self._conditioners())
         if (
             nn.is_hooked(self)

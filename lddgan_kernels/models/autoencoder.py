@@ -255,7 +255,7 @@ class Autoencoder(torch.nn.Module):
                 f"got {tuple(z.shape)}"
             )
         limit = max(1, CHUNK_PIXELS // (self.config.factor**2 * z.shape[2] * z.shape[3]))
-        if torch.is_grad_enabled() or z.shape[0] <= limit:
+        if torch.is_grad_enabled() or nn.is_traced() or z.shape[0] <= limit:
             return self._decode(z)
         return torch.cat([self._decode(chunk) for chunk in z.split(limit)])
 

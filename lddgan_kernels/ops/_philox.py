@@ -81,7 +81,7 @@ def normal_reference(
     key = (seeds & _MASK)[:, None], ((seeds >> 32) & _MASK)[:, None]
     words = philox4x32((index, constants[0], constants[1], constants[2]), key)
     pairs = (*box_muller(words[0], words[1]), *box_muller(words[2], words[3]))
-    noise = torch.stack(pairs, dim=-1).reshape(len(seeds), 4 * count)[:, :size]
+    noise = torch.stack(pairs, dim=-1).reshape(seeds.shape[0], 4 * count)[:, :size]
     return noise.reshape(tuple(shape)).to(dtype)
 
 

@@ -26,8 +26,8 @@ from lddgan_kernels._checks import (
 
 KERNELS = ("triton", "cpu")
 
-# Distances that the reference holds at a time.
-_BLOCK = 1 << 20
+# Codes and vectors that the reference compares at a time.
+_CODES, _VECTORS = 256, 4096
 
 
 def nearest_code(
@@ -63,9 +63,10 @@ def nearest_code_reference(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]
     n, d, h, w = z.shape
     vectors = z.permute(0, 2, 3, 1).reshape(n * h * w, d).double()
     codes = codebook.double().T.contiguous()
-    rows = max(1, _BLOCK // codebook.shape[0])
-    parts = [_search(part, codes) for part in vectors.split(rows)] if len(vectors) else []
-    indices = torch.cat(parts) if parts else vectors.new_empty(0, dtype=torch.int64)
+    if torch.compiler.is_compiling():  # of a batch whose size is not known yet
+        indices = _search(vectors, codes)
+    else:
+        indices = torch.cat([_search(part, codes) for part in vectors.split(_VECTORS)])
     found = codebook.index_select(0, indices).to(z.dtype)
     found = like_layout(found.view(n, h, w, d).permute(0, 3, 1, 2), memory_format(z))
     return found, indices.view(n, h, w)
@@ -73,11 +74,18 @@ def nearest_code_reference(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]
 
 def _search(vectors: Tensor, codes: Tensor) -> Tensor:
     """The lowest index of the least squared distance, (M, D) and (D, K) -> (M,)."""
-    distance = vectors.new_zeros(())
-    for i in range(codes.shape[0]):
-        distance = distance + (vectors[:, i, None] - codes[i]).square()
-    # A non-finite vector is at no finite distance of any code.
-    return torch.where(distance.isnan(), torch.inf, distance).argmin(1)
+    least = torch.full_like(vectors[:, 0], torch.inf)
+    index = torch.zeros_like(least, dtype=torch.int64)
+    for first in range(0, codes.shape[1], _CODES):
+        some = codes[:, first : first + _CODES]
+        distance = vectors.new_zeros(())
+        for i in range(some.shape[0]):
+            distance = distance + (vectors[:, i, None] - some[i]).square()
+        # A non-finite vector is at no finite distance of any code.
+        found, at = torch.where(distance.isnan(), torch.inf, distance).min(1)
+        index = torch.where(found < least, at + first, index)
+        least = torch.minimum(found, least)
+    return index
 
 
 class _NearestCode(torch.autograd.Function):
