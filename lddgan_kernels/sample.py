@@ -7,21 +7,22 @@
         --autoencoder 16x16x4_551.ckpt --autoencoder-options autoencoder.json
 
 A seed gives the same image at any batch size. Images are written as they are drawn; the same
-command goes on where it was stopped.
+command goes on where it was stopped. Under `torchrun` the processes share the seeds.
 """
 
 import re
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import tyro
 
 from lddgan_kernels._checks import check_device
-from lddgan_kernels.trainer import command
+from lddgan_kernels.trainer import command, distributed
+from lddgan_kernels.trainer.animation import AnimationFormat, write_animation
 from lddgan_kernels.trainer.open_system import SystemOptions, open_system
 from lddgan_kernels.trainer.pictures import grid, save_png
 from lddgan_kernels.trainer.samples import Sample, draw, read_samples, write_samples
@@ -47,6 +48,10 @@ class Options(SystemOptions):
     """Write each as SEED.png."""
     batch_size: int = 64
     """Samples at once."""
+    animation: AnimationFormat | None = None
+    """Write the way from seed to seed and back as animation.webp, .gif or .png, not the samples."""
+    frames: int = 24
+    """Of the animation, from a seed to the next."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     """Where to sample."""
 
@@ -95,6 +100,13 @@ def write(options: Options) -> None:
         raise ValueError(f"sample: out must be a folder, got the file {out}")
     system = load(options)
     samples = chosen(options, system.config.classes)
+    if options.animation is not None:
+        path = out / f"animation.{options.animation}"
+        if distributed.rank() == 0:
+            count, size = options.frames, options.batch_size
+            drawn = write_animation(system, samples, path, frames=count, batch_size=size)
+            print(f"{drawn} frames -> {path}")
+        return
     began = time.perf_counter()
     shown = samples[:GRID_OF]
     if options.images:
@@ -102,6 +114,8 @@ def write(options: Options) -> None:
     else:
         drawn = len(shown)
         images = draw(system, shown, options.batch_size)
+    if distributed.rank() > 0:
+        return
     speed = drawn / (time.perf_counter() - began)
     if options.grid:
         save_png(out / "grid.png", grid(read_samples(out, shown) if options.images else images))
@@ -113,7 +127,12 @@ def write(options: Options) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     options = tyro.cli(Options, args=arguments)
-    return command.run(lambda: write(options))
+
+    def work() -> None:
+        with distributed.processes(options.device) as device:
+            write(replace(options, device=str(device)))
+
+    return command.run(work)
 
 
 if __name__ == "__main__":

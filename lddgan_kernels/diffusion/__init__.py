@@ -2,6 +2,7 @@
 
 from lddgan_kernels.diffusion.few_step import sample
 from lddgan_kernels.diffusion.guidance import NO_LABEL, guide
+from lddgan_kernels.diffusion.interpolation import interpolate
 from lddgan_kernels.diffusion.many_step import (
     SAMPLERS,
     ManyStepSampler,
@@ -42,6 +43,7 @@ __all__ = [
     "check_sampler",
     "draw_seeds",
     "guide",
+    "interpolate",
     "recorded",
     "sample",
 ]

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from lddgan_kernels.data import read_listed, weights_fingerprint, write_listed
+from lddgan_kernels.trainer import distributed
 from lddgan_kernels.trainer.codec import AutoencoderCodec
 from lddgan_kernels.trainer.config import Config
 from lddgan_kernels.trainer.pictures import save_png
@@ -49,7 +50,7 @@ def write_samples(system: System, samples: Sequence[Sample], out: Path, batch_si
 
     Pictures that an earlier call with the same system and samples left are kept. `out` then lists
     those of this call (`data.write_listed`), with their labels: what else is there is not taken for
-    a sample.
+    a sample. Several processes share the work; the first lists them.
 
     Raises:
         Interrupted: a stop was asked for; the batch under way is written.
@@ -66,8 +67,11 @@ def write_samples(system: System, samples: Sequence[Sample], out: Path, batch_si
     before = set(listed["pictures"]) if same and listed is not None else set[str]()
     there = {name for name in before if _is_whole(out / name)}
     left = [sample for sample in samples if sample.name not in there]
+    own = left[distributed.rank() :: distributed.world_size()]
 
     def note() -> None:
+        if distributed.rank() > 0:
+            return
         done = [sample for sample in samples if sample.name in there]
         labels = [sample.label for sample in done if sample.label is not None]
         write_listed(out, [sample.name for sample in done], labels, call=_short(call))
@@ -75,22 +79,23 @@ def write_samples(system: System, samples: Sequence[Sample], out: Path, batch_si
     note()
     if not left:
         return 0
-    noted = time.monotonic()
+    drawn, noted = 0, time.monotonic()
     with (
         StopRequest() as stop,
-        tqdm(total=len(samples), initial=len(samples) - len(left), unit="img", delay=5) as bar,
+        tqdm(total=len(own), unit="img", delay=5, disable=distributed.rank() > 0) as bar,
     ):
         try:
-            for start in range(0, len(left), batch_size):
-                part = left[start : start + batch_size]
+            for start in range(0, len(own), batch_size):
+                part = own[start : start + batch_size]
                 for sample, image in zip(part, draw(system, part, batch_size), strict=True):
                     save_png(out / sample.name, image)
                     there.add(sample.name)
                 bar.update(len(part))
+                drawn += len(part)
                 if time.monotonic() - noted > NOTED_EVERY:
                     note()
                     noted = time.monotonic()
-                if stop.asked and len(there) < len(set(names)):
+                if stop.asked and drawn < len(own):
                     raise Interrupted(
                         f"stopped after {len(there)} of {len(names)} samples in {out}",
                         "the same command goes on",
@@ -99,6 +104,8 @@ def write_samples(system: System, samples: Sequence[Sample], out: Path, batch_si
             with contextlib.suppress(OSError):  # the disk may be full: that is the first error
                 note()
             raise
+    distributed.wait()
+    there.update(names)
     note()
     return len(left)
 
