@@ -3,8 +3,10 @@
 LDDGAN_BUILD=cuda|cpu|none chooses what to compile; unset, CUDA kernels are compiled where PyTorch
 is a CUDA build and nvcc is present (no GPU is needed), CPU kernels otherwise. TORCH_CUDA_ARCH_LIST
 (such as "8.0;9.0") names the GPU architectures. Without PyTorch or a compiler the package installs
-without the extension and runs on its reference implementations; a build asked for by name fails.
-LDDGAN_SANITIZE=address,undefined compiles with these sanitizers (CONTRIBUTING.md, Tests).
+without the extension, as py3-none-any, and runs on its reference implementations; a build asked for
+by name fails. A wheel with the extension says in its version what it was compiled for:
+0.1.0+torch2.13.cpu. LDDGAN_SANITIZE=address,undefined compiles with these sanitizers
+(CONTRIBUTING.md, Tests).
 """
 
 import importlib.util
@@ -15,6 +17,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -22,19 +25,25 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent.resolve()
 
 # Run with -I: an isolated build's own environment is on PYTHONPATH, the user's PyTorch is not.
-PROBE = """
+# The version's own file is read first: importing PyTorch takes seconds.
+PROBE_VERSION = """
+import importlib.util, json, pathlib, runpy
+origin = importlib.util.find_spec("torch").origin
+found = runpy.run_path(str(pathlib.Path(origin).with_name("version.py")))
+print(json.dumps({"version": str(found["__version__"]), "cuda": found["cuda"] or ""}))
+"""
+PROBE_PATHS = """
 import json, torch
 from torch.utils.cpp_extension import include_paths, library_paths
-cuda = torch.version.cuda or ""
-print(json.dumps({"version": torch.__version__, "cuda": cuda,
-    "include": include_paths("cuda") if cuda else include_paths(), "library": library_paths()[0]}))
+include = include_paths("cuda") if torch.version.cuda else include_paths()
+print(json.dumps({"include": include, "library": library_paths()[0]}))
 """
 
 
-def find_torch():
-    """What the build needs to know of the installed PyTorch, or None where there is none."""
-    probe = subprocess.run([sys.executable, "-I", "-c", PROBE], capture_output=True, text=True)
-    return json.loads(probe.stdout.splitlines()[-1]) if probe.returncode == 0 else None
+def probe(code):
+    """What the code prints of the installed PyTorch, or None where there is none."""
+    found = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True)
+    return json.loads(found.stdout.splitlines()[-1]) if found.returncode == 0 else None
 
 
 def find_nvcc():
@@ -76,41 +85,72 @@ def find_pybind11():
     return pybind11.get_cmake_dir()
 
 
+class Plan(NamedTuple):
+    """What is compiled: for which PyTorch (its version and CUDA version), by which tools.
+
+    `nvcc` is None for CPU kernels alone; `missing` says why nothing can be compiled.
+    """
+
+    torch: dict | None
+    nvcc: str | None
+    cmake: str | None
+    ninja: str | None
+    missing: str | None
+
+    @property
+    def local_version(self):
+        """torch2.13.cpu"""
+        release = re.match(r"\d+\.\d+", self.torch["version"])[0]
+        cuda = "cu" + self.torch["cuda"].replace(".", "") if self.nvcc else "cpu"
+        return f"torch{release}.{cuda}"
+
+
+def make_plan(wanted):
+    """What to compile where LDDGAN_BUILD is `wanted`."""
+    if wanted not in ("", "cuda", "cpu", "none"):
+        raise SystemExit(f"LDDGAN_BUILD must be cuda, cpu or none, got {wanted!r}")
+    torch = probe(PROBE_VERSION)
+    nvcc = find_nvcc()
+    cmake, ninja = find_cmake()
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+    missing = None
+    if torch is None:
+        missing = "PyTorch is not installed: install it first, then run pip install again"
+    elif compiler is None:
+        missing = "no C++ compiler was found: install one (such as g++) or set CXX"
+    elif cmake is None or ninja is None:
+        missing = "CMake or ninja was not found: run pip install cmake ninja"
+    elif wanted == "cuda" and not torch["cuda"]:
+        missing = f"LDDGAN_BUILD=cuda needs a CUDA build of PyTorch, found {torch['version']}"
+    elif wanted == "cuda" and nvcc is None:
+        missing = "LDDGAN_BUILD=cuda needs nvcc: install the CUDA toolkit or set CUDA_HOME"
+    elif wanted != "cpu" and torch["cuda"] and nvcc is not None:
+        # The extension uses the CUDA runtime that PyTorch has loaded.
+        major = find_cuda_major(nvcc)
+        if major != torch["cuda"].split(".")[0]:
+            missing = f"PyTorch is built with CUDA {torch['cuda']}, nvcc is of CUDA {major}"
+    with_cuda = wanted == "cuda" or (wanted == "" and torch and torch["cuda"])
+    return Plan(torch, nvcc if with_cuda else None, cmake, ninja, missing)
+
+
+def tell(sentence):
+    """To the person, on the terminal if any: pip shows nothing that a build prints."""
+    print(sentence, file=sys.stderr)
+    try:
+        with open("/dev/tty", "w") as terminal:
+            terminal.write(f"\n{sentence}\n")
+    except OSError:
+        pass
+
+
 class CMakeBuild(build_ext):
     def run(self):
-        wanted = os.environ.get("LDDGAN_BUILD", "")
-        if wanted not in ("", "cuda", "cpu", "none"):
-            raise SystemExit(f"LDDGAN_BUILD must be cuda, cpu or none, got {wanted!r}")
-        if wanted == "none":
-            return
-        torch = find_torch()
-        nvcc = find_nvcc()
-        cmake, ninja = find_cmake()
-        compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
-        missing = None
-        if torch is None:
-            missing = "PyTorch is not installed: install it first, then run pip install again"
-        elif compiler is None:
-            missing = "no C++ compiler was found: install one (such as g++) or set CXX"
-        elif cmake is None or ninja is None:
-            missing = "CMake or ninja was not found: run pip install cmake ninja"
-        elif wanted == "cuda" and not torch["cuda"]:
-            missing = f"LDDGAN_BUILD=cuda needs a CUDA build of PyTorch, found {torch['version']}"
-        elif wanted == "cuda" and nvcc is None:
-            missing = "LDDGAN_BUILD=cuda needs nvcc: install the CUDA toolkit or set CUDA_HOME"
-        elif wanted != "cpu" and torch["cuda"] and nvcc is not None:
-            # The extension uses the CUDA runtime that PyTorch has loaded.
-            major = find_cuda_major(nvcc)
-            if major != torch["cuda"].split(".")[0]:
-                missing = f"PyTorch is built with CUDA {torch['cuda']}, nvcc is of CUDA {major}"
-        if missing:
-            message = f"lddgan_kernels: the extension cannot be compiled: {missing}."
-            if wanted:
-                raise SystemExit(message)
-            self.warn(message + " Installing without it; every op runs on its reference.")
-            return
-        with_cuda = wanted == "cuda" or (wanted == "" and torch["cuda"] and nvcc is not None)
-        self.compile(torch, nvcc if with_cuda else None, cmake, ninja)
+        if PLAN.missing:
+            raise SystemExit(f"{CANNOT} {PLAN.missing}.")
+        paths = probe(PROBE_PATHS)
+        if paths is None:
+            raise SystemExit(f"{CANNOT} PyTorch {PLAN.torch['version']} cannot be imported.")
+        self.compile(PLAN.torch | paths, PLAN.nvcc, PLAN.cmake, PLAN.ninja)
 
     def compile(self, torch, nvcc, cmake, ninja):
         # One build folder a PyTorch and Python version, so that rebuilding is incremental.
@@ -153,8 +193,20 @@ class CMakeBuild(build_ext):
         temporary.replace(target.with_name(built.name))
 
 
-# optional=True: setuptools must not demand the file where the extension was left out.
+CANNOT = "lddgan_kernels: the extension cannot be compiled:"
+WANTED = os.environ.get("LDDGAN_BUILD", "")
+PLAN = make_plan(WANTED)
+VERSION = (ROOT / "lddgan_kernels" / "_version.py").read_text().split('"')[1]
+# An extension asked for by name is tried, and then fails.
+COMPILES = WANTED in ("cpu", "cuda") or (WANTED == "" and PLAN.missing is None)
+if WANTED == "" and PLAN.missing and {"bdist_wheel", "editable_wheel"} & set(sys.argv):
+    tell(f"{CANNOT} {PLAN.missing}. Installing without it; every op runs on its reference.")
+
 setup(
-    ext_modules=[Extension("lddgan_kernels._C", sources=[], optional=True)],
+    # Sources are for every PyTorch.
+    version=VERSION
+    if "sdist" in sys.argv or not COMPILES or PLAN.missing
+    else f"{VERSION}+{PLAN.local_version}",
+    ext_modules=[Extension("lddgan_kernels._C", sources=[])] if COMPILES else [],
     cmdclass={"build_ext": CMakeBuild},
 )

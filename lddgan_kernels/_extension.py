@@ -5,6 +5,9 @@ op runs on its reference implementation, and `python -m lddgan_kernels.info` say
 """
 
 import importlib
+import os
+import warnings
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 
@@ -19,11 +22,31 @@ def _load() -> tuple[ModuleType | None, str | None]:
         # Registers the `torch.ops.lddgan.*` operators as a side effect.
         module = importlib.import_module("lddgan_kernels._C")
     except ImportError as error:
-        return None, str(error)
+        return None, _other_torch(_installed_for()) or str(error)
+    other = _other_torch(module.build_info().get("torch"))
+    if other is not None:
+        return None, other
     expected = _schemas.schema_stamp(Path(__file__).parents[1])
     if expected and module.build_info().get("schemas") != expected:
         return None, "it was built from other sources than these"
     return module, None
+
+
+def _installed_for() -> str | None:
+    """The PyTorch of the installed wheel: 2.13 where its version is 0.1.0+torch2.13.cpu."""
+    try:
+        local = version("lddgan_kernels").partition("+torch")[2]
+    except PackageNotFoundError:
+        return None
+    return ".".join(local.split(".")[:2]) if local else None
+
+
+def _other_torch(compiled: str | None) -> str | None:
+    """What is wrong where the extension was compiled for another PyTorch; None: it was not."""
+    if compiled is None or compiled.split(".")[:2] == torch.__version__.split(".")[:2]:
+        return None
+    release = ".".join(compiled.split(".")[:2])
+    return f"it was compiled for PyTorch {release}: install that, or a wheel for this one"
 
 
 _C, _error = _load()
@@ -77,5 +100,15 @@ def why_missing() -> str | None:
         )
     return (
         "the extension is not compiled; with PyTorch and a C++ compiler present, "
-        "run `pip install -e .`"
+        "run `pip install -e .` (of a wheel: install one for your PyTorch)"
+    )
+
+
+# Pip shows nothing of what a build says, so whoever lacks the kernels is told here, once.
+if _C is None and os.environ.get("LDDGAN_BUILD") != "none":
+    warnings.warn(
+        f"lddgan_kernels runs on its reference implementations on CPUs: {why_missing()}; "
+        "LDDGAN_BUILD=none in the environment leaves this warning out",
+        RuntimeWarning,
+        stacklevel=2,
     )

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lddgan_kernels import _backend, _extension, _schemas, info, ops
-from lddgan_kernels.trainer import speed
+from lddgan_kernels.trainer import installation, speed
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,7 +26,7 @@ def test_every_op_and_backend_is_listed(capsys):
 
 @pytest.mark.skipif(not _extension.is_loaded(), reason="the extension is not compiled")
 def test_the_bound_on_packed_weights_is_told(capsys, monkeypatch):
-    monkeypatch.setattr(info, "MOST_FORMS", 7)
+    monkeypatch.setattr(installation, "MOST_FORMS", 7)
     info.main([])
     assert "packed for CPU inference: at most 7 copies of each" in capsys.readouterr().out
 
