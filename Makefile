@@ -3,6 +3,7 @@
 # make test-instruction-sets   CPU kernels, models and a training step as lesser processors run them
 # make bench   all benchmarks; results in benchmarks/results
 # make lint    ruff, mypy, clang-format
+# make docs    the API reference, built from the docstrings, in build/docs
 # make check-cuda   compile, link and load the CUDA extension against a CUDA PyTorch, without a GPU
 #
 # TORCH=2.13.0 is what .venv gets; TORCH=2.14.1 any other, TORCH= the newest supported.
@@ -19,7 +20,7 @@ BIN := $(VENV)/bin
 TORCH_SPEC := $(if $(TORCH),torch==$(TORCH),torch>=2.11,<2.16)
 SOURCES := setup.py CMakeLists.txt pyproject.toml $(wildcard csrc/*/* csrc/include/lddgan/* python/*)
 
-.PHONY: train test test-instruction-sets bench lint check-cuda install clean
+.PHONY: train test test-instruction-sets bench lint docs check-cuda install clean
 install: $(VENV)/installed
 
 $(VENV)/torch:
@@ -52,6 +53,10 @@ lint: $(VENV)/test-tools
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CLANG_FORMAT_FILES)
+
+docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet -e ".[docs]"
+	$(BIN)/python -m tools.api_reference build/docs
 
 check-cuda:
 	$(PYTHON) tools/check_cuda.py

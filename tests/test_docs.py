@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from lddgan_kernels import ops
 from lddgan_kernels.trainer import Config, config_file
+from tools import api_reference
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -45,3 +47,15 @@ def test_commands_name_presets_and_options(document):
         if "lddgan_kernels.train " in command:
             for table, field in re.findall(r"--([\w-]+)\.([\w-]+)", command):
                 assert hasattr(getattr(Config(), table.replace("-", "_")), field.replace("-", "_"))
+
+
+def test_everything_public_is_documented():
+    assert api_reference.undocumented() == []
+
+
+def test_api_reference(tmp_path):
+    pytest.importorskip("pdoc")
+    api_reference.main(tmp_path)
+    page = (tmp_path / "lddgan_kernels" / "ops.html").read_text()
+    for name in ops.__all__:
+        assert f'id="{name}"' in page, name

@@ -22,7 +22,8 @@ LEVELS = (
     ("models", "diffusion", "data", "patching"),
     ("metrics", "interop"),
     ("trainer",),
-    ("train", "encode", "sample", "evaluate", "info"),
+    ("pipeline",),
+    ("train", "encode", "sample", "evaluate", "info", "export"),
 )
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}
 # Where a kernel of an op lies, by backend.
