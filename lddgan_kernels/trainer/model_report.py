@@ -44,12 +44,15 @@ def model_report(preset: str) -> list[str]:
         )
     lines += ["", "GMAC: 10^9 multiplications of a call: convolutions, linear layers, attention"]
     lines.append("sampling: most activation memory alive at once; training: kept for gradients")
-    steps = config.diffusion.num_steps
-    total = steps * costs["generator"].macs
-    formula = f"{steps} calls of the generator"
+    total, parts = 0, []
+    if "generator" in costs:
+        steps = networks.calls(config)
+        total += steps * costs["generator"].macs
+        parts.append(f"{steps} calls of the generator")
     if "decoder" in costs:
         total += costs["decoder"].macs
-        formula += " and one of the decoder"
+        parts.append("one of the decoder")
+    formula = " and ".join(parts)
     lines += [f"a sample: {total / 1e9:.2f} GMAC, {formula}", "", *_beside(preset, costs), ""]
     for name, cost in costs.items():
         lines += [*_table(name, cost), ""]
@@ -61,12 +64,13 @@ def network_costs(config: Config) -> dict[str, Summary]:
     latent = (1, *networks.latent_shape(config))
     images = (1, config.images.channels, config.images.resolution, config.images.resolution)
     z = (1, config.generator.z_dim)
-    costs = {
-        "generator": summarize(partial(networks.build_generator, config), [latent, (1,), z]),
-        "discriminator": summarize(
+    costs = {}
+    if config.method != "vae":
+        costs["generator"] = summarize(partial(networks.build_generator, config), [latent, (1,), z])
+    if config.method == "gan":
+        costs["discriminator"] = summarize(
             partial(networks.build_discriminator, config), [latent, (1,), latent]
-        ),
-    }
+        )
     if config.codec == "autoencoder":
         build = partial(networks.build_autoencoder, config)
         costs["encoder"] = summarize(build, [images], "encode")
@@ -86,8 +90,8 @@ def _table(name: str, cost: Summary) -> list[str]:
 def _beside(preset: str, costs: dict[str, Summary]) -> list[str]:
     """The paper's figures, each disagreement said."""
     lines = ["Beside the LDDGAN paper:"]
-    generator = costs["generator"]
     if preset in TABLE_2:
+        generator = costs["generator"]
         ours, table, code = generator.macs / 1e9, TABLE_2[preset], PUBLISHED[preset]
         lines.append(
             f"  parameters of the generator: {PARAMETERS[preset]} M there, "
@@ -119,7 +123,7 @@ def _beside(preset: str, costs: dict[str, Summary]) -> list[str]:
         )
     elif preset in TABLE_11:
         decoder = costs["decoder"].parameters / 1e6
-        ours = generator.parameters / 1e6
+        ours = costs["generator"].parameters / 1e6
         lines.append(
             f"  parameters: {TABLE_11[preset]} M in its Table 11, {TABLE_11_DECODER} M of them the "
             f"decoder's; here {ours + decoder:.1f} M, {decoder:.1f} M the decoder's"

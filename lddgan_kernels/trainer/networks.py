@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from lddgan_kernels.diffusion import Schedule, VPDiffusion, check_sampler
+from lddgan_kernels.diffusion import calls as diffusion_calls
 from lddgan_kernels.models import (
     Autoencoder,
     AutoencoderConfig,
@@ -75,6 +76,13 @@ def _check_vae(config: Config) -> None:
             f"config: autoencoder.kl must be set, and codec autoencoder, for method vae, "
             f"got {config.autoencoder.kl} and {config.codec}"
         )
+
+
+def calls(config: Config) -> int:
+    """How often the network is called for an image (NFE), a decoder aside."""
+    if config.method == "ddpm":
+        return diffusion_calls(config.ddpm.sampler, config.ddpm.sample_steps)
+    return config.diffusion.num_steps if config.method == "gan" else 1
 
 
 def build_process(config: Config) -> VPDiffusion:

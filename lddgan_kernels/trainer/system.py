@@ -68,10 +68,7 @@ class System:
     @property
     def calls(self) -> int:
         """How often the network is called for an image (NFE), the decoder aside."""
-        config = self.config
-        if config.method == "ddpm":
-            return diffusion.calls(config.ddpm.sampler, config.ddpm.sample_steps)
-        return config.diffusion.num_steps if config.method == "gan" else 1
+        return networks.calls(self.config)
 
     def __call__(self, seeds: Tensor, batch_size: int = 64, labels: Tensor | None = None) -> Tensor:
         """Images (N, C, H, W) uint8 on the CPU, `batch_size` at a time.

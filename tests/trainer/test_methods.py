@@ -11,6 +11,7 @@ from lddgan_kernels.trainer import config_file, files, networks
 from lddgan_kernels.trainer.diffusion_stage import DiffusionStage
 from lddgan_kernels.trainer.folder import RunFolder
 from lddgan_kernels.trainer.log import RunLog
+from lddgan_kernels.trainer.model_report import model_report
 from lddgan_kernels.trainer.network_files import load_system
 from lddgan_kernels.trainer.run import train
 from tests.trainer.tiny import tiny
@@ -147,6 +148,21 @@ def test_the_kl_weight_counts():
     added, term = extra(0.5)
     assert added == pytest.approx(0.5 * term, rel=1e-3)
     assert extra(0.0)[0] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("preset", "networks", "sample"),
+    [
+        ("digits-ldm", ["generator", "encoder", "decoder"], "50 calls of the generator and one of"),
+        ("ddpm-cifar10", ["generator"], "50 calls of the generator"),
+        ("digits-vae", ["encoder", "decoder"], "one of the decoder"),
+    ],
+)
+def test_what_they_cost_is_reported(preset, networks, sample):
+    lines = model_report(preset)
+    names = [line.split()[0] for line in lines[3 : 3 + len(networks)]]
+    assert names == networks
+    assert any(line.startswith("a sample: ") and sample in line for line in lines)
 
 
 @pytest.mark.parametrize(
