@@ -95,9 +95,9 @@ def ticks(low: float, high: float) -> list[float]:
 
 
 def number(value: float) -> str:
-    """A number as people write it: 12,000, 0.25, 3e-07."""
-    if value and (abs(value) < 1e-4 or abs(value) >= 1e9):
-        return f"{value:.3g}"
+    """A number as people write it: 12,000, 0.25, 3.0e-07."""
+    if value and (abs(value) < 1e-3 or abs(value) >= 1e9):
+        return f"{value:.1e}"
     if float(value).is_integer():
         return f"{int(value):,}"
     return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"

@@ -17,6 +17,7 @@ from lddgan_kernels.data import ImageDataset, weights_fingerprint
 from lddgan_kernels.metrics import FeatureNetwork
 from lddgan_kernels.trainer import distributed
 from lddgan_kernels.trainer.files import write_atomically
+from lddgan_kernels.trainer.log import progress_bar
 from lddgan_kernels.trainer.samples import system_fingerprint
 from lddgan_kernels.trainer.system import System
 
@@ -87,8 +88,6 @@ class FeatureStore:
         name: str,
     ) -> tuple[Tensor, Tensor]:
         """(features, which images were good)."""
-        from tqdm import tqdm
-
         key = hashlib.sha256(json.dumps([*self._about, source]).encode()).hexdigest()[:16]
         parts = torch.arange(count).split(self.part)
         paths = [self.folder / f"{key}-{part[0]}-{part[-1]}.npz" for part in parts]
@@ -96,7 +95,7 @@ class FeatureStore:
         mine = list(zip(paths, parts, strict=True))[rank::world]
         title = f"{self.network.name} features, {name}"
         total = sum(len(part) for _, part in mine)
-        with tqdm(total=total, desc=title, unit="img", disable=None if rank == 0 else True) as bar:
+        with progress_bar(title, 0, total, "img") as bar:
             for path, part in mine:
                 if _read(path) is None:
                     self._compute(path, part, images(part))

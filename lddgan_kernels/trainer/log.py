@@ -12,7 +12,7 @@ from lddgan_kernels.trainer import distributed
 from lddgan_kernels.trainer.folder import RunFolder
 
 
-def progress_bar(name: str, start: int, total: int) -> Any:
+def progress_bar(name: str, start: int, total: int, unit: str = "step") -> Any:
     """A bar with rate and time left; off the terminal it is drawn every 30 seconds only."""
     from tqdm import tqdm
 
@@ -20,7 +20,7 @@ def progress_bar(name: str, start: int, total: int) -> Any:
         desc=name,
         initial=start,
         total=total,
-        unit="step",
+        unit=unit,
         mininterval=0.5 if sys.stderr.isatty() else 30.0,
         maxinterval=60.0,
         dynamic_ncols=True,

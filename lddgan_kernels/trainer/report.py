@@ -130,7 +130,8 @@ def _score_charts(scored: Sequence[Mapping[str, Any]]) -> list[str]:
         if curve(name)
     ]
     if shares:
-        found.append(chart("Shares", X_IMAGES, "fraction of 1", shares))
+        title = "Shares" if len(shares) > 1 else next(iter(shares)).capitalize()
+        found.append(chart(title, X_IMAGES, "fraction of 1", shares))
     return found
 
 

@@ -26,7 +26,11 @@ AXES = {
     "adversarial": ("Adversarial loss of the autoencoder", "- logit"),
     "adaptive": ("Adaptive weight of the adversarial loss", "weight"),
 }
-NAMES = {"logit_real": "real", "logit_fake": "generated"}
+NAMES = {
+    "share_confident_ratio": "readable samples",
+    "logit_real": "real",
+    "logit_fake": "generated",
+}
 
 
 def words(name: str) -> str:
@@ -46,7 +50,7 @@ def duration(seconds: float) -> str:
 
 def share(value: float) -> str:
     """A fraction of 1 in percent."""
-    return f"{100 * value:.1f} %"
+    return f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
 
 
 def score_rows(line: Mapping[str, Any]) -> list[Row]:

@@ -86,7 +86,7 @@ class Scorer:
         self.network = network
         self.seeds = torch.arange(config.log.scored)
         self.batch_size = min(len(self.seeds), config.training.batch_size)
-        self.name = "judge of digits" if network is None else network.name
+        self.name = "the judge of digits" if network is None else network.name
         self._judge: DigitJudge | None = None
         self._real: tuple[Tensor, Tensor] | None = None
         self._some: Tensor | None = None

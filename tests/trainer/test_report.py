@@ -69,7 +69,7 @@ def test_a_report_says_everything_in_words(finished):
     raw = [key for key in keys if "_" in key and key in text]
     assert not [key for key in raw if key != "lddgan_kernels"], raw
     assert "trained on the 24 of digits" in text
-    assert "By judge of digits, after 72 training images" in text
+    assert "By the judge of digits, after 72 training images" in text
     for wanted in ("Readable samples", "Frechet distance", "PyTorch", "processor", "In all"):
         assert wanted in text
     assert "score_every = 4" in finished.report.read_text()

@@ -50,7 +50,7 @@ def finished(tmp_path_factory):
 def test_the_judge_scores_digits(finished):
     found = scores(finished)
     assert [(line["step"], line["images"]) for line in found] == [(4, 32), (8, 64), (9, 72)]
-    assert all(line["scorer"] == "judge of digits" and line["took"] > 0 for line in found)
+    assert all(line["scorer"] == "the judge of digits" and line["took"] > 0 for line in found)
     assert all(0 <= line["share_confident_ratio"] <= 1.1 for line in found)
     system = load_system(RunFolder(finished).generator, "cpu")
     samples = system(torch.arange(12), batch_size=8)
