@@ -14,7 +14,7 @@ _ISAS_WITHOUT = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_COR
 
 
 def multiplies_bfloat16(device: torch.device) -> tuple[bool, str]:
-    """Whether it does, and why or why not in a few words that follow "as"."""
+    """Whether it does, and why or why not in a few words, to follow a colon."""
     if device.type == "cpu":
         return _cpu_multiplies()
     if device.type != "cuda":

@@ -32,8 +32,10 @@ at::Tensor empty_rows(const at::Tensor& rows, int64_t samples) {
   return allocate({samples, rows.size(-1)}, options);
 }
 
+// In double: what samples add may all but cancel.
 at::Tensor total(const at::Tensor& per_sample, const at::Tensor& rows) {
-  return rows.dim() == 1 ? per_sample.sum(0).to(rows.scalar_type()) : per_sample;
+  return rows.dim() == 1 ? per_sample.sum(0, false, at::kDouble).to(rows.scalar_type())
+                         : per_sample;
 }
 
 using Gradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;

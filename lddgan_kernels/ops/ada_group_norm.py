@@ -287,10 +287,10 @@ class _Triton(torch.autograd.Function):
         grad_x, grad_x2, grad_scale, grad_shift, grad_bias = kernel.backward(
             grad_out, x, scale, shift, mean, rstd, ctx.silu, x2, bias, ctx.plan
         )
-        if scale.ndim == 1:
-            grad_scale = grad_scale.sum(0)
+        if scale.ndim == 1:  # in double: what samples add may all but cancel
+            grad_scale = grad_scale.sum(0, dtype=torch.float64)
         if shift.ndim == 1:
-            grad_shift = grad_shift.sum(0)
+            grad_shift = grad_shift.sum(0, dtype=torch.float64)
         grad_bias = grad_bias if bias is None else grad_bias.to(bias.dtype)
         grads = (grad_x, grad_x2, grad_bias, grad_scale.to(scale.dtype), grad_shift.to(shift.dtype))
         return *grads, None, None, None, None, None
