@@ -140,3 +140,17 @@ def test_bad_input():
         bias_act(x, bias, "silu", backend="cuda")
     with pytest.raises(TypeError, match="bias_act: bias must be a torch.Tensor"):
         bias_act(x, 1.0, "silu")
+
+
+@pytest.mark.parametrize("activation", ["silu", "leaky_relu"])
+def test_activations_of_infinities_are_pytorchs(activation):
+    x = torch.tensor([[-float("inf"), float("inf"), float("nan"), -3e38, 3e38, -200.0, 200.0]])
+    zero = torch.zeros(7)
+    for leaf in (x, x.bfloat16()):
+        results = []
+        for backend in (None, "reference"):
+            y = leaf.clone().requires_grad_()
+            out = bias_act(y, zero, activation, backend=backend)
+            results.append((out.detach(), *torch.autograd.grad(out.sum(), y)))
+        for ours, theirs in zip(*results, strict=True):
+            torch.testing.assert_close(ours, theirs, equal_nan=True, atol=1e-30, rtol=0.01)
