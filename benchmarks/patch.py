@@ -1,8 +1,8 @@
 """Other people's networks, patched and as they are: both layouts, inference and a training step.
 
 diffusers' U-Net and autoencoder where diffusers is installed; ADM's and EDM's U-Nets where
-LDDGAN_PUBLISHED_CODE names a folder with clones of guided-diffusion and edm; always a norm with
-what surrounds it, in PyTorch's own modules. Networks are narrow ones of the published kinds, with
+LDDGAN_PUBLISHED_CODE names a folder with clones of guided-diffusion and edm; always norms and
+activations in PyTorch's own modules. Networks are narrow ones of the published kinds, with
 random weights.
 """
 
@@ -26,8 +26,8 @@ Network = tuple[nn.Module, Callable[[], tuple]]  # and what makes its arguments
 
 
 def norm_bound() -> Network:
-    """A block whose time goes into norms and activations."""
-    layers = [nn.GroupNorm(32, 128), nn.SiLU(), nn.Conv2d(128, 128, 1)] * 2
+    """Norms and activations, as they surround convolutions, without these."""
+    layers = [nn.GroupNorm(32, 128), nn.SiLU()] * 2
     return nn.Sequential(*layers), lambda: (torch.randn(BATCH, 128, 64, 64),)
 
 
@@ -99,7 +99,7 @@ def _clone(repository: str, module: str):
 
 def networks() -> dict[str, Callable[[], Network]]:
     """Those that can be made here."""
-    found: dict[str, Callable[[], Network]] = {"norm, SiLU and 1x1 convolution": norm_bound}
+    found: dict[str, Callable[[], Network]] = {"norm and SiLU, twice": norm_bound}
     if importlib.util.find_spec("diffusers") is not None:
         found |= {"diffusers U-Net": diffusers_unet, "diffusers autoencoder": diffusers_vae}
     folder = _published_code.folder()
