@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lddgan_kernels.interop.checkpoint import check_fits
 from lddgan_kernels.interop.options import flag, integer, integers, number, table
 from lddgan_kernels.models.autoencoder import Autoencoder, AutoencoderConfig
 
@@ -71,25 +72,7 @@ def load_autoencoder(
     config = autoencoder_config(network, options)
     entries, ignored = _split(state_dict)
     module = Autoencoder(config)
-    expected = autoencoder_to_published(module)
-    problems = [
-        f"missing {name} {tuple(value.shape)}"
-        for name, value in expected.items()
-        if name not in entries
-    ]
-    for name, value in entries.items():
-        if name not in expected:
-            problems.append(f"not expected {name} {tuple(value.shape)}")
-        elif value.shape != expected[name].shape:
-            wanted = tuple(expected[name].shape)
-            problems.append(f"{name} is {tuple(value.shape)}, the options make it {wanted}")
-        elif not value.isfinite().all():
-            problems.append(f"{name} holds inf or NaN")
-    if problems:
-        raise ValueError(
-            f"load_published: the weights do not fit {network} with these options:\n  "
-            + "\n  ".join(problems)
-        )
+    check_fits(network, entries, autoencoder_to_published(module))
     state = {"latent_scale": module.latent_scale}
     for name, parts in _names(module).items():
         state[name] = torch.cat([entries[part] for part in parts])

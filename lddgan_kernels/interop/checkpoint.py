@@ -76,6 +76,31 @@ def read_state_dict(
     return chosen.state
 
 
+def check_fits(network: str, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raises ValueError where a state dict is not of the names and shapes of `expected`, or finite.
+
+    All names that are missing, not expected, of another shape or not finite are listed.
+    """
+    problems = [
+        f"missing {name} {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name not in state
+    ]
+    for name, value in state.items():
+        if name not in expected:
+            problems.append(f"not expected {name} {tuple(value.shape)}")
+        elif value.shape != expected[name].shape:
+            shape = tuple(expected[name].shape)
+            problems.append(f"{name}: expected {shape}, found {tuple(value.shape)}")
+        elif not value.isfinite().all():
+            problems.append(f"{name} holds inf or NaN")
+    if problems:
+        raise ValueError(
+            f"load_published: the weights do not fit {network} with these options:\n  "
+            + "\n  ".join(problems)
+        )
+
+
 def _read(path: Path) -> Any:
     path = path.expanduser()
     if not path.is_file():

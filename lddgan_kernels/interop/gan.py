@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lddgan_kernels.interop.checkpoint import check_fits
 from lddgan_kernels.interop.options import flag, integer, integers, number, wrong
 from lddgan_kernels.models import (
     Discriminator,
@@ -262,20 +263,7 @@ def fill(module: Generator | Discriminator, state: Mapping[str, Tensor], network
     """
     own = module.state_dict()
     views = {entry.published: entry.of(own) for entry in entries_of(module)}
-    problems = [f"missing {name} {tuple(views[name].shape)}" for name in views if name not in state]
-    for name, value in state.items():
-        if name not in views:
-            problems.append(f"not expected {name} {tuple(value.shape)}")
-        elif value.shape != views[name].shape:
-            expected = tuple(views[name].shape)
-            problems.append(f"{name}: expected {expected}, found {tuple(value.shape)}")
-        elif not value.isfinite().all():
-            problems.append(f"{name} holds inf or NaN")
-    if problems:
-        raise ValueError(
-            f"load_published: the weights do not fit {network} with these options:\n  "
-            + "\n  ".join(problems)
-        )
+    check_fits(network, state, views)
     for name, view in views.items():
         view.copy_(state[name])
 
