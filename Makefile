@@ -33,7 +33,7 @@ $(VENV)/installed: $(VENV)/torch $(SOURCES)
 	touch $@
 
 $(VENV)/test-tools: $(VENV)/installed
-	LDDGAN_EMULATE_CUDA=ON $(BIN)/python -m pip install --quiet -e ".[test,triton,lint,plot,parquet]"
+	LDDGAN_EMULATE_CUDA=ON $(BIN)/python -m pip install --quiet -e ".[test,triton,lint,plot,parquet,onnx,docs]"
 	touch $@
 
 train: $(VENV)/installed
