@@ -1,6 +1,7 @@
 # make train   .venv, compilation, the main job on the embedded digits; pictures and scores in runs/
 # make test    .venv, compilation, every test, on all cores
 # make test-instruction-sets   CPU kernels, models and a training step as lesser processors run them
+# make sanitize   the CPU extension under g++'s address and undefined-behaviour sanitizers
 # make bench   all benchmarks; results in benchmarks/results
 # make lint    ruff, mypy, clang-format
 # make docs    the API reference, built from the docstrings, in build/docs
@@ -20,7 +21,7 @@ BIN := $(VENV)/bin
 TORCH_SPEC := $(if $(TORCH),torch==$(TORCH),torch>=2.11,<2.16)
 SOURCES := setup.py CMakeLists.txt pyproject.toml $(wildcard csrc/*/* csrc/include/lddgan/* python/*)
 
-.PHONY: train test test-instruction-sets bench lint docs check-cuda install clean
+.PHONY: train test test-instruction-sets sanitize bench lint docs check-cuda install clean
 install: $(VENV)/installed
 
 $(VENV)/torch:
@@ -44,6 +45,12 @@ test: $(VENV)/test-tools
 
 test-instruction-sets: $(VENV)/test-tools
 	$(BIN)/python -m tests.instruction_sets -q $(PARALLEL)
+
+sanitize: $(VENV)/test-tools
+	LDDGAN_SANITIZE=address,undefined LDDGAN_BUILD=cpu $(BIN)/python setup.py build --build-lib build/sanitized
+	PYTHONPATH=$(CURDIR)/build/sanitized ASAN_OPTIONS=detect_leaks=0 \
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+	$(BIN)/python -P -m pytest --import-mode=append tests/ops -m instruction_sets
 
 bench: $(VENV)/test-tools
 	$(BIN)/python -m benchmarks all
