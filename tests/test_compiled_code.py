@@ -39,11 +39,11 @@ MORE = {
 BUDGETS = {
     "forward_onchip_kernel": (1, 11),
     "apply_kernel": (1, 12),
-    "moments_kernel": (1, 7),
+    "moments_kernel": (1, 6),
     "backward_onchip_kernel": (2, 20),
-    "sums_kernel": (2, 20),
-    "grad_kernel": (2, 20),
-    "residual_moments_kernel": (3, 18),
+    "sums_kernel": (2, 19),
+    "grad_kernel": (2, 19),
+    "residual_moments_kernel": (3, 16),
 }
 IN_FLIGHT = 4  # 16-byte loads of a thread before it waits for one
 

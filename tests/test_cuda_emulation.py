@@ -121,11 +121,13 @@ def _by_plan(plans, found):
     return found[:forward], found[forward:]
 
 
-def test_small_batches_fill_the_device():
+def test_small_batches_spread_over_the_device():
+    """By fewer groups a block as long as that is enough, then by clusters."""
     for capability in (90, 120):
-        problem, device = (1, 4, 32, 256), CARDS[capability]
-        forward, _ = plan_norm(problem, 2, True, "cuda", device)
-        assert (forward.kind, forward.parts) == ("onchip", 8)
+        for hw, groups, parts in ((256, 2, 1), (4096, 4, 8)):
+            problem, device = (1, 4, 32, hw), CARDS[capability]
+            forward, _ = plan_norm(problem, 2, True, "cuda", device)
+            assert forward == NormPlan("onchip", groups, parts, 1)
 
 
 def test_too_wide_groups_are_refused():

@@ -42,148 +42,134 @@ struct ApplyColumn {
   }
 };
 
-// What ApplyColumn reads of a channel.
-__device__ __forceinline__ void put_row(float* rows, const NormTile& t, int channel, NormRow row) {
-  rows[channel] = row.at;
-  rows[t.channels + channel] = row.gain;
-  rows[2 * t.channels + channel] = row.shift;
-}
-
-__device__ __forceinline__ void store_moments(const AdaGroupNormArgs& a, const NormTile& t, int g,
-                                              float mean, float rstd) {
-  int64_t i = t.sample * a.groups + t.first_group + g;
-  a.mean[i] = mean;
-  a.rstd[i] = rstd;
-}
-
-template <typename T, int VEC, bool CHANNELS_LAST>
-__global__ void __launch_bounds__(kNormThreads, 2)
-    forward_onchip_kernel(AdaGroupNormArgs a, int groups, int parts, int scratch_floats) {
-  constexpr int kWidth = CHANNELS_LAST ? VEC : 1;
-  NormTile t = norm_tile<VEC, CHANNELS_LAST>(a, groups, parts, kWhole);
-  LDDGAN_DYNAMIC_SHARED(float, shared);
-  float* scratch = shared;
-  float* rows = scratch + scratch_floats;      // [3][channels]: bias, or center and what it missed
-  float* per_channel = rows + 3 * t.channels;  // [2][channels]
-  float* own = per_channel + 2 * t.channels;   // [2][groups], read by the cluster
-  float* totals = own + 2 * t.groups;          // [2][groups]
-  float* means = totals + 2 * t.groups;        // [groups]
-  int used = scratch_floats + 5 * t.channels + 5 * t.groups;
-  auto* cache = reinterpret_cast<NormPack<T, VEC>*>(shared + (used + 3) / 4 * 4);
-  for (int c = threadIdx.x; c < t.channels; c += blockDim.x) rows[c] = bias_of(a, t, c);
-  const float count = float(t.cpg) * float(a.pixels), positions = float(t.end - t.begin);
-
-  column_sums<1, VEC, CHANNELS_LAST>(
-      t, scratch,
-      [&](int column, float* sums) {
-        NormPacks<const T, VEC> x = source_packs<T, VEC, CHANNELS_LAST>(a, t, column);
-        each_pack(
-            t.count, [&](int j) { return x.read(j); },
-            [&](int j, const NormPack<T, VEC>& pack) {
-              cache[t.slot(column) + j * t.slot_step] = pack;
-#pragma unroll
-              for (int e = 0; e < VEC; ++e) sums[CHANNELS_LAST ? e : 0] += pack.value(e);
-            });
-      },
-      [&](int, int c, float total) { per_channel[c] = total; });
-  group_sums<1>(t.groups, t.cpg, own,
-                [&](int, int c) { return per_channel[c] + positions * rows[c]; });
-  cluster_sums(own, totals, t.groups, parts);
+// From the moments [3][groups] of the tile's groups (mean, what it missed, rstd) what ApplyColumn
+// reads of its channels, [3][channels]; ends with a barrier. `own`: of channel threadIdx.x.
+__device__ __forceinline__ void put_rows(const AdaGroupNormArgs& a, const NormTile& t,
+                                         const ChannelElements& own, const float* moments,
+                                         float* rows) {
   for (int c = threadIdx.x; c < t.channels; c += blockDim.x) {
+    const ChannelElements of = c == threadIdx.x ? own : ChannelElements(a, t, c);
     int g = t.group_of(c);
-    float mean = totals[g] / count;
-    Center center = center_of(mean, rows[c]);
-    rows[c] = center.at;
-    rows[t.channels + c] = center.missed;
-    if (c == g * t.cpg) means[g] = mean;
+    float mean = moments[g], missed = moments[t.groups + g], rstd = moments[2 * t.groups + g];
+    NormRow row = norm_row(of.scale.value(a.scale.dtype), of.shift.value(a.shift.dtype),
+                           center_of(mean, of.bias.value(a.bias.dtype)), missed, rstd);
+    rows[c] = row.at;
+    rows[t.channels + c] = row.gain;
+    rows[2 * t.channels + c] = row.shift;
+    if (c + t.skipped == g * int(t.cpg.divisor) && t.part == 0) {
+      int64_t i = int64_t(t.sample) * a.groups + t.first_group + g;
+      a.mean[i] = mean + missed;
+      a.rstd[i] = rstd;
+    }
   }
   __syncthreads();
-  // Around the rounded mean: the deviations add up to what it missed, far from zero too.
-  column_sums<2, VEC, CHANNELS_LAST>(
-      t, scratch,
-      [&](int column, float* sums) {
-        float at[kWidth];
-        read_column<kWidth>(rows, column, at);
-        each_pack(
-            t.count, [&](int j) { return cache[t.slot(column) + j * t.slot_step]; },
-            [&](int, const NormPack<T, VEC>& pack) {
-#pragma unroll
-              for (int e = 0; e < VEC; ++e) {
-                int i = CHANNELS_LAST ? e : 0;
-                float away = pack.value(e) - at[i];
-                sums[i] += away;
-                sums[kWidth + i] += away * away;
-              }
-            });
-      },
-      [&](int k, int c, float total) { per_channel[k * t.channels + c] = total; });
-  group_sums<2>(t.groups, t.cpg, own, [&](int k, int c) {
-    float sum = per_channel[c], missed = rows[t.channels + c], all = positions * missed;
-    return k == 0 ? sum + all : per_channel[t.channels + c] + missed * (2 * sum + all);
-  });
-  cluster_sums(own, totals, 2 * t.groups, parts);
-  for (int c = threadIdx.x; c < t.channels; c += blockDim.x) {
-    int g = t.group_of(c);
-    float missed = totals[g] / count;
-    float variance = totals[t.groups + g] / count - missed * missed;
-    float rstd = rsqrtf(fmaxf(variance, 0.0f) + a.eps);
-    put_row(rows, t, c, norm_row(a, t, c, {rows[c], rows[t.channels + c]}, missed, rstd));
-    if (c == g * t.cpg && t.part == 0) store_moments(a, t, g, means[g] + missed, rstd);
-  }
-  __syncthreads();
-  each_column(t, [&](int column) {
-    each_pack(
-        t.count, [&](int j) { return cache[t.slot(column) + j * t.slot_step]; },
-        ApplyColumn<T, VEC, CHANNELS_LAST>(a, t, rows, column));
-  });
 }
 
-// A column of cat(x + bias, x2), as part_moments reads it.
-template <typename T, int VEC, bool CHANNELS_LAST>
+// A column of cat(x + bias, x2), as part_moments reads it; KEEP: packs are kept at `cache`.
+template <typename T, int VEC, bool KEEP>
 struct SourceColumn {
-  const AdaGroupNormArgs& a;
-  const NormTile& t;
-  int column;
   NormPacks<const T, VEC> packs;
-  __device__ __forceinline__ NormPack<T, VEC> load(int j) const { return packs.read(j); }
-  __device__ __forceinline__ void values(int, const NormPack<T, VEC>& pack, float* values) const {
-#pragma unroll
-    for (int e = 0; e < VEC; ++e) values[e] = pack.value(e);
+  NormPack<T, VEC>* cache;
+  NormSlots slots;
+  __device__ __forceinline__ NormPack<T, VEC> read(int j) const { return packs.read(j); }
+  __device__ __forceinline__ NormPack<T, VEC> read_away(int by) const {
+    return packs.read_away(by);
   }
-  __device__ __forceinline__ float bias(int e) const {
-    return bias_of(a, t, column * (CHANNELS_LAST ? VEC : 1) + e);
+  __device__ __forceinline__ NormPack<T, VEC> sum(const NormPack<T, VEC>& pack) const {
+    return pack;
+  }
+  __device__ __forceinline__ void keep(int j, const NormPack<T, VEC>& pack) const {
+    if (KEEP) cache[slots(j)] = pack;
   }
 };
 
 template <typename T, int VEC, bool CHANNELS_LAST>
-__global__ void __launch_bounds__(kNormThreads, 2)
-    moments_kernel(AdaGroupNormArgs a, float* partial, int groups, int parts) {
-  NormTile t = norm_tile<VEC, CHANNELS_LAST>(a, groups, parts, kWhole);
-  LDDGAN_DYNAMIC_SHARED(float, slots);
-  part_moments<VEC, CHANNELS_LAST>(
-      t, slots, partial + t.sample * a.groups * parts * 2, [&](int column) {
-        return SourceColumn<T, VEC, CHANNELS_LAST>{
-            a, t, column, source_packs<T, VEC, CHANNELS_LAST>(a, t, column)};
+__global__ void __launch_bounds__(kNormThreads, kNormBlocks)
+    forward_onchip_kernel(AdaGroupNormArgs a, NormCut cut) {
+  NormTile t = norm_tile<VEC, CHANNELS_LAST>(cut, a.pixels);
+  LDDGAN_DYNAMIC_SHARED(float, shared);
+  float* rows = shared + norm_moments_floats(cut);  // [3][channels]; the first is first the bias
+  float* own = rows + 3 * t.channels;               // [3][groups], read by the cluster
+  float* moments = own + 3 * t.groups;              // [3][groups]
+  int used = norm_moments_floats(cut) + 3 * t.channels + 6 * t.groups;
+  auto* cache = reinterpret_cast<NormPack<T, VEC>*>(shared + (used + 3) / 4 * 4);
+  const ChannelElements elements(a, t, threadIdx.x);
+  auto put_moments = [&](int g, const Moments& all) {
+    moments[g] = all.mean;
+    moments[t.groups + g] = all.missed;
+    moments[2 * t.groups + g] = rsqrtf(fmaxf(all.squares, 0.0f) * reciprocal(all.count) + a.eps);
+  };
+  part_moments<VEC, CHANNELS_LAST, kNormFlight>(
+      cut, t, shared,
+      [&](int column) {
+        return SourceColumn<T, VEC, true>{source_packs<T, VEC, CHANNELS_LAST>(a, t, column), cache,
+                                          cache_slots<CHANNELS_LAST>(t, column)};
+      },
+      [&] {
+        if (a.bias.data == nullptr) return;
+        for (int c = threadIdx.x; c < t.channels; c += blockDim.x) {
+          rows[c] = c == threadIdx.x ? elements.bias.value(a.bias.dtype) : bias_of(a, t, c);
+        }
+      },
+      [&](int c) { return a.bias.data != nullptr ? rows[c] : 0.0f; },
+      [&](int g, const Moments& all) {
+        if (cut.parts == 1) return put_moments(g, all);
+        own[g] = all.mean;
+        own[t.groups + g] = all.missed;
+        own[2 * t.groups + g] = all.squares;
       });
+  if (cut.parts > 1) {
+    meet_cluster();
+    const Team team = Team::of(cut.parts);
+    const int cpg = int(t.cpg.divisor);
+    for (int g = team.index(); g < t.groups; g += team.count()) {
+      Moments all = merge_moments(cut.parts, team, [&](int rank) {
+        int left = int(a.pixels) - rank * cut.part_pixels;
+        if (left <= 0) return Moments{};
+        const float* of = shared_of(own, rank);
+        return Moments{float(cpg) * float(min(left, cut.part_pixels)), of[g], of[t.groups + g],
+                       of[2 * t.groups + g]};
+      });
+      if (team.lane() == 0) put_moments(g, all);
+    }
+  }
+  __syncthreads();
+  put_rows(a, t, elements, moments, rows);
+  each_column(t, [&](int column) {
+    const NormSlots slots = cache_slots<CHANNELS_LAST>(t, column);
+    each_pack<kNormFlight / 2>(
+        t.count, [&](int j) { return cache[slots(j)]; },
+        ApplyColumn<T, VEC, CHANNELS_LAST>(a, t, rows, column));
+  });
+  if (cut.parts > 1) leave_cluster();
 }
 
 template <typename T, int VEC, bool CHANNELS_LAST>
-__global__ void __launch_bounds__(kNormThreads, 2)
-    apply_kernel(AdaGroupNormArgs a, const float* __restrict__ partial, int groups, int parts,
-                 int width) {
-  NormTile t = norm_tile<VEC, CHANNELS_LAST>(a, groups, parts, width);
+__global__ void __launch_bounds__(kNormThreads, kNormBlocks)
+    moments_kernel(AdaGroupNormArgs a, float* partial, NormCut cut) {
+  NormTile t = norm_tile<VEC, CHANNELS_LAST>(cut, a.pixels);
+  LDDGAN_DYNAMIC_SHARED(float, shared);
+  part_moments<VEC, CHANNELS_LAST, kNormFlight>(
+      cut, t, shared,
+      [&](int column) {
+        return SourceColumn<T, VEC, false>{
+            source_packs<T, VEC, CHANNELS_LAST>(a, t, column), nullptr, {}};
+      },
+      [] {}, [&](int c) { return bias_of(a, t, c); },
+      [&](int g, const Moments& all) { store_part(partial, cut, t, g, all); });
+}
+
+template <typename T, int VEC, bool CHANNELS_LAST>
+__global__ void __launch_bounds__(kNormThreads, kNormBlocks)
+    apply_kernel(AdaGroupNormArgs a, const float* __restrict__ partial, NormCut cut) {
+  NormTile t = norm_tile<VEC, CHANNELS_LAST>(cut, a.pixels);
   LDDGAN_DYNAMIC_SHARED(float, rows);      // [3][channels]
   float* moments = rows + 3 * t.channels;  // [3][groups]
-  merge_parts(partial + t.sample * a.groups * parts * 2, t.first_group, t.groups, t.cpg, a.pixels,
-              parts, a.eps, moments);
+  const ChannelElements elements(a, t, threadIdx.x);
+  merge_parts(partial + t.sample * a.groups * cut.parts * 2, t.first_group, t.groups,
+              int(t.cpg.divisor), a.pixels, cut.parts, a.eps, moments);
   __syncthreads();
-  for (int c = threadIdx.x; c < t.channels; c += blockDim.x) {
-    int g = t.group_of(c);
-    float mean = moments[g], missed = moments[t.groups + g], rstd = moments[2 * t.groups + g];
-    put_row(rows, t, c, norm_row(a, t, c, center_of(mean, bias_of(a, t, c)), missed, rstd));
-    if (c + t.skipped == g * t.cpg && t.part == 0) store_moments(a, t, g, mean + missed, rstd);
-  }
-  __syncthreads();
+  put_rows(a, t, elements, moments, rows);
   each_column(t, [&](int column) {
     NormPacks<const T, VEC> x = source_packs<T, VEC, CHANNELS_LAST>(a, t, column);
     each_pack(
@@ -194,29 +180,27 @@ __global__ void __launch_bounds__(kNormThreads, 2)
 
 template <typename T, int VEC, bool CHANNELS_LAST>
 cudaError_t launch_moments(const AdaGroupNormArgs& a, const AdaGroupNormPlan& plan, void* stream) {
-  NormLaunch n = norm_launch<T, VEC>(a, plan);
+  NormLaunch n = norm_launch<T, VEC, CHANNELS_LAST>(a, plan);
   return launch_kernel(moments_kernel<T, VEC, CHANNELS_LAST>, n.blocks, n.threads,
-                       norm_moments_bytes(n.threads, n.channels, VEC, CHANNELS_LAST), stream, 1, a,
-                       plan.workspace, plan.groups, plan.parts);
+                       norm_moments_floats(n.cut) * 4, stream, 1, a, plan.workspace, n.cut);
 }
 
 template <typename T, int VEC, bool CHANNELS_LAST>
 cudaError_t launch_apply(const AdaGroupNormArgs& a, const AdaGroupNormPlan& plan, void* stream) {
-  NormLaunch n = norm_launch<T, VEC>(a, plan);
-  return launch_kernel(apply_kernel<T, VEC, CHANNELS_LAST>, n.blocks * n.chunks, n.threads,
-                       size_t(3 * n.width + 3 * plan.groups) * 4, stream, 1, a, plan.workspace,
-                       plan.groups, plan.parts, n.width);
+  NormLaunch n = norm_launch<T, VEC, CHANNELS_LAST>(a, plan, kNormWidth);
+  return launch_kernel(apply_kernel<T, VEC, CHANNELS_LAST>, n.blocks, n.threads,
+                       size_t(3 * n.cut.width + 3 * plan.groups) * 4, stream, 1, a, plan.workspace,
+                       n.cut);
 }
 
 template <typename T, int VEC, bool CHANNELS_LAST>
 cudaError_t launch_forward(const AdaGroupNormArgs& a, const AdaGroupNormPlan& plan, void* stream) {
   if (plan.onchip) {
-    NormLaunch n = norm_launch<T, VEC>(a, plan);
-    int scratch = norm_sum_floats(2, n.threads, n.channels, VEC, CHANNELS_LAST);
-    int floats = scratch + 5 * n.channels + 5 * plan.groups;
+    NormLaunch n = norm_launch<T, VEC, CHANNELS_LAST>(a, plan);
+    size_t floats = norm_moments_floats(n.cut) + 3 * n.cut.channels + 6 * plan.groups;
     return launch_kernel(forward_onchip_kernel<T, VEC, CHANNELS_LAST>, n.blocks, n.threads,
                          (floats + 3) / 4 * 16 + n.tile_bytes, stream, unsigned(plan.parts), a,
-                         plan.groups, plan.parts, scratch);
+                         n.cut);
   }
   cudaError_t error = launch_moments<T, VEC, CHANNELS_LAST>(a, plan, stream);
   return error == cudaSuccess ? launch_apply<T, VEC, CHANNELS_LAST>(a, plan, stream) : error;

@@ -17,116 +17,67 @@
 
 namespace lddgan {
 
-constexpr int kWhole = 1 << 30;  // channels of a block: all of its groups
-constexpr int kNormFlight = 4;   // packs that a thread loads before it uses the first
+constexpr int kNormFlight = 8;  // packs that a thread loads before it uses the first
 
 // The tile of one block, and the thread's place in it.
 struct NormTile {
-  int64_t sample;
-  int first_group, groups, first_channel, channels, cpg, part, parts;
+  int sample, first_group, groups, first_channel, channels, part;
   int skipped;     // channels of the first group before first_channel
   int begin, end;  // positions
   int columns, column, column_step;
-  int slice, slices;                          // of the thread: which share of a column it walks
-  int count, position, position_step;         // its packs of a column
-  int first_slot, slot_of_column, slot_step;  // where they lie in a cache of the tile
-  int writer, writers;                        // of its sums: after lanes have added theirs
-  int lanes;                                  // of a warp that work on one channel (contiguous)
-  bool idle;                                  // the thread has no share
-  bool writes;                                // the thread writes its sums
+  int first, step, packs;  // of a column: the thread's first pack and how far its next ones lie
+  int count;               // the thread's packs of a column
+  int writer;              // of its sums: after lanes have added theirs
+  Divider cpg;
 
-  __device__ __forceinline__ int group_of(int channel) const { return (channel + skipped) / cpg; }
-  __device__ __forceinline__ int slot(int column) const {  // of the thread's first pack
-    return first_slot + column * slot_of_column;
+  __device__ __forceinline__ int group_of(int channel) const {
+    return cpg.divide(channel + skipped);
   }
+  __device__ __forceinline__ float positions() const { return float(end - begin); }
 };
 
-// The tile of this block where images of `channels` channels in `all_groups` groups are cut.
+// The tile of this block where images of so many pixels are cut so.
 template <int VEC, bool CHANNELS_LAST>
-__device__ __forceinline__ NormTile norm_tile(int channels, int all_groups, int pixels, int groups,
-                                              int parts, int width) {
+__device__ __forceinline__ NormTile norm_tile(const NormCut& cut, int64_t pixels) {
   NormTile t;
-  int per_sample = all_groups / groups;
-  int block = blockIdx.x;
-  t.part = block % parts;
-  block /= parts;
-  t.parts = parts;
-  t.cpg = channels / all_groups;
-  int whole = groups * t.cpg, chunks = (whole + width - 1) / width;
-  t.skipped = block % chunks * width;
-  block /= chunks;
-  t.sample = block / per_sample;
-  t.groups = groups;
-  t.first_group = block % per_sample * groups;
-  t.first_channel = t.first_group * t.cpg + t.skipped;
-  t.channels = min(whole - t.skipped, width);
-  int size = norm_part_size(pixels, parts);
-  t.begin = min(t.part * size, pixels);
-  t.end = min(t.begin + size, pixels);
-  int threads = blockDim.x, thread = threadIdx.x;
-  int first, step, last;  // packs of a column
-  if (CHANNELS_LAST) {
-    t.columns = t.channels / VEC;
-    int active = min(t.columns, threads);
-    t.column = thread % active;
-    t.column_step = active;
-    t.slice = thread / active;
-    t.slices = threads / active;
-    t.lanes = 1;
-    bool shared_by_warp = 32 % t.columns == 0;
-    t.writer = shared_by_warp ? thread / 32 : t.slice;
-    t.writers = shared_by_warp ? threads / 32 : t.slices;
-    t.writes = !shared_by_warp || thread % 32 < t.columns;
-    first = t.slice;
-    step = t.slices;
-    last = t.end - t.begin;
-    t.position = t.begin + first;
-    t.position_step = step;
-    t.first_slot = first * t.columns;
-    t.slot_of_column = 1;
-    t.slot_step = step * t.columns;
-  } else {
-    t.columns = t.channels;
-    t.lanes = 1;
-    while (t.lanes < 32 && t.lanes * VEC < size) t.lanes *= 2;
-    int teams = threads / t.lanes, team = thread / t.lanes, lane = thread % t.lanes;
-    t.slices = max(1, teams / t.channels);
-    t.column = team % min(teams, t.channels);
-    t.column_step = teams;
-    t.slice = team / min(teams, t.channels);
-    t.writer = t.slice;
-    t.writers = t.slices;
-    t.writes = lane == 0;
-    first = lane + t.lanes * t.slice;
-    step = t.lanes * t.slices;
-    last = (t.end - t.begin + VEC - 1) / VEC;
-    t.position = t.begin + first * VEC;
-    t.position_step = step * VEC;
-    t.first_slot = first;
-    t.slot_of_column = last;
-    t.slot_step = step;
-  }
-  t.idle = t.slice >= t.slices;
-  t.count = first < last ? (last - first + step - 1) / step : 0;
+  int block = cut.by_parts.divide(blockIdx.x), sized = cut.chunks.divide(block);
+  t.part = blockIdx.x - block * cut.parts;
+  t.skipped = (block - sized * int(cut.chunks.divisor)) * cut.width;
+  t.sample = cut.per_sample.divide(sized);
+  t.groups = cut.groups;
+  t.first_group = (sized - t.sample * int(cut.per_sample.divisor)) * cut.groups;
+  t.cpg = cut.cpg;
+  t.first_channel = t.first_group * int(cut.cpg.divisor) + t.skipped;
+  t.channels = min(cut.channels - t.skipped, cut.width);
+  t.begin = min(t.part * cut.part_pixels, int(pixels));
+  t.end = min(t.begin + cut.part_pixels, int(pixels));
+  int lane = CHANNELS_LAST ? 0 : cut.team.lane();
+  int unit = CHANNELS_LAST ? threadIdx.x : cut.team.index();
+  int slice = cut.by_columns.divide(unit);
+  t.columns = CHANNELS_LAST ? t.channels / VEC : t.channels;
+  t.column = unit - slice * cut.columns;
+  t.column_step = cut.columns;
+  t.first = CHANNELS_LAST ? slice : lane + (slice << cut.team.log);
+  t.step = CHANNELS_LAST ? cut.slices : cut.slices << cut.team.log;
+  t.packs = CHANNELS_LAST ? t.end - t.begin : (t.end - t.begin + VEC - 1) / VEC;
+  t.count = cut.by_step.divide(t.packs - t.first + t.step - 1);
+  if (slice >= cut.slices) t.count = 0, t.column = t.columns;
+  t.writer = CHANNELS_LAST && cut.warp_shares ? threadIdx.x / 32 : slice;
   return t;
 }
 
-template <int VEC, bool CHANNELS_LAST>
-__device__ __forceinline__ NormTile norm_tile(const AdaGroupNormArgs& a, int groups, int parts,
-                                              int width) {
-  return norm_tile<VEC, CHANNELS_LAST>(int(a.channels1 + a.channels2), int(a.groups), int(a.pixels),
-                                       groups, parts, width);
-}
-
-// Calls use(j, load(j)) for j = 0..count - 1: some loads first, then their uses.
-template <int FLIGHT = kNormFlight, typename Load, typename Use>
-__device__ __forceinline__ void each_pack(int count, const Load& load, const Use& use) {
+// Calls use(j, load(j)) for j = 0..count - 1: some loads first, then their uses; first() before
+// the first use.
+template <int FLIGHT = kNormFlight, typename Load, typename First, typename Use>
+__device__ __forceinline__ void each_pack(int count, const Load& load, const First& first,
+                                          const Use& use) {
   for (int j = 0; j < count; j += FLIGHT) {
     decltype(load(0)) loaded[FLIGHT];
 #pragma unroll
     for (int u = 0; u < FLIGHT; ++u) {
       if (j + u < count) loaded[u] = load(j + u);
     }
+    if (j == 0) first();
 #pragma unroll
     for (int u = 0; u < FLIGHT; ++u) {
       if (j + u < count) use(j + u, loaded[u]);
@@ -134,90 +85,106 @@ __device__ __forceinline__ void each_pack(int count, const Load& load, const Use
   }
 }
 
+template <int FLIGHT = kNormFlight, typename Load, typename Use>
+__device__ __forceinline__ void each_pack(int count, const Load& load, const Use& use) {
+  each_pack<FLIGHT>(count, load, [] {}, use);
+}
+
 // Calls visit(column) for the thread's columns.
 template <typename Visit>
 __device__ __forceinline__ void each_column(const NormTile& t, const Visit& visit) {
-  for (int column = t.column; column < t.columns && !t.idle; column += t.column_step) visit(column);
+  for (int column = t.column; column < t.columns; column += t.column_step) visit(column);
 }
 
-// Sums over a block: visit(column, sums) adds the thread's packs of a column to sums[k * WIDTH +
-// e]. put(k, channel of the tile, total) takes the totals; ends with a barrier. `scratch` holds
-// norm_sum_floats(K, ...) floats.
-template <int K, int VEC, bool CHANNELS_LAST, typename Visit, typename Put>
-__device__ __forceinline__ void column_sums(const NormTile& t, float* scratch, const Visit& visit,
-                                            const Put& put) {
-  constexpr int kWidth = CHANNELS_LAST ? VEC : 1;
-  each_column(t, [&](int column) {
-    float sums[K * kWidth] = {};
-    visit(column, sums);
-    if (CHANNELS_LAST) {
-      if (32 % t.columns == 0) {
-        for (int offset = 16; offset >= t.columns; offset /= 2) {
+// Adds `values` up over the lanes of a warp that share its `columns` columns: put(e, total) takes
+// those that this lane is left with. Lanes halve the values between them as long as there are some.
+template <int KEPT, int OFFSET = 16, int WIDTH, typename Put>
+__device__ __forceinline__ void share_sums(float (&values)[WIDTH], int columns, int first,
+                                           const Put& put) {
+  if (OFFSET < columns) {
 #pragma unroll
-          for (int i = 0; i < K * kWidth; ++i) {
-            sums[i] += __shfl_xor_sync(0xffffffffu, sums[i], offset);
-          }
-        }
+    for (int e = 0; e < KEPT; ++e) put(first + e, values[e]);
+  } else if constexpr (OFFSET > 0) {
+    const bool upper = threadIdx.x & OFFSET;
+    if constexpr (KEPT > 1) {
+      constexpr int kHalf = KEPT / 2;
+#pragma unroll
+      for (int e = 0; e < kHalf; ++e) {
+        float given = upper ? values[e] : values[e + kHalf];
+        float own = upper ? values[e + kHalf] : values[e];
+        values[e] = own + __shfl_xor_sync(0xffffffffu, given, OFFSET);
       }
+      share_sums<kHalf, OFFSET / 2>(values, columns, upper ? first + kHalf : first, put);
     } else {
-#pragma unroll
-      for (int k = 0; k < K; ++k) sums[k] = lane_total(t.lanes, sums[k]);
+      values[0] += __shfl_xor_sync(0xffffffffu, values[0], OFFSET);
+      share_sums<1, OFFSET / 2>(values, columns, upper ? WIDTH : first, put);  // not twice
     }
-    if (!t.writes) return;
+  }
+}
+
+// Sums over a block: visit(column, sums) adds the thread's packs of a column to sums[k][e]. Leaves
+// what its writers have in `scratch`, norm_sum_floats(K, cut) floats; no barrier.
+template <int K, int VEC, bool CHANNELS_LAST, typename Visit>
+__device__ __forceinline__ void column_sums(const NormCut& cut, const NormTile& t, float* scratch,
+                                            const Visit& visit) {
+  constexpr int kWidth = CHANNELS_LAST ? VEC : 1;
+  const int writers = cut.writers;
+  each_column(t, [&](int column) {
+    float sums[K][kWidth] = {};
+    visit(column, sums);
 #pragma unroll
     for (int k = 0; k < K; ++k) {
+      float* to = scratch + (k * t.channels + column * kWidth) * writers + t.writer;
+      if (CHANNELS_LAST && cut.warp_shares) {
+        share_sums<kWidth>(sums[k], t.columns, 0, [&](int e, float sum) {
+          if (e < kWidth) to[e * writers] = sum;
+        });
+      } else if (CHANNELS_LAST) {
 #pragma unroll
-      for (int e = 0; e < kWidth; ++e) {
-        scratch[(k * t.writers + t.writer) * t.channels + column * kWidth + e] =
-            sums[k * kWidth + e];
+        for (int e = 0; e < kWidth; ++e) to[e * writers] = sums[k][e];
+      } else {
+        float sum = cut.team.total(sums[k][0]);
+        if (cut.team.lane() == 0) to[0] = sum;
       }
     }
   });
-  __syncthreads();
-  for (int i = threadIdx.x; i < K * t.channels; i += blockDim.x) {
-    int k = i / t.channels, channel = i % t.channels;
-    float total = 0;
-    for (int w = 0; w < t.writers; ++w) {
-      total += scratch[(k * t.writers + w) * t.channels + channel];
-    }
-    put(k, channel, total);
-  }
-  __syncthreads();
 }
 
-// Adds up value(k, channel) over the `cpg` channels of each group: out[k * groups + g]; ends with a
-// barrier.
-template <int K, typename Total, typename Value>
-__device__ __forceinline__ void group_sums(int groups, int cpg, Total* out, const Value& value) {
-  int lanes = merge_lanes(cpg);
-  for (int i = threadIdx.x / lanes; i < K * groups; i += blockDim.x / lanes) {
-    int k = i / groups, first = i % groups * cpg;
-    Total total = 0;
-    for (int c = threadIdx.x % lanes; c < cpg; c += lanes) total += value(k, first + c);
-    total = lane_total(lanes, total);
-    if (threadIdx.x % lanes == 0) out[i] = total;
-  }
-  __syncthreads();
+// The k-th sum of channel c of the tile: what its writers left.
+__device__ __forceinline__ float sum_of(const NormCut& cut, const NormTile& t, const float* scratch,
+                                        int k, int c) {
+  const float* from = scratch + (k * t.channels + c) * cut.writers;
+  float total = 0;
+#pragma unroll 4
+  for (int w = 0; w < cut.writers; ++w) total += from[w];
+  return total;
 }
 
-// Adds `values` over the blocks of the cluster, in rank order; every block gets the totals.
-__device__ __forceinline__ void cluster_sums(float* values, float* totals, int count, int parts) {
-  if (parts == 1) {
-    for (int i = threadIdx.x; i < count; i += blockDim.x) totals[i] = values[i];
-    __syncthreads();
-    return;
-  }
+// A cluster's blocks go on once all have come here: what they wrote to shared memory can be read.
+__device__ __forceinline__ void meet_cluster() {
 #if defined(LDDGAN_EMULATED_CUDA) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900)
   cooperative_groups::cluster_group cluster = cooperative_groups::this_cluster();
   cluster.sync();
-  for (int i = threadIdx.x; i < count; i += blockDim.x) {
-    float total = 0;
-    for (int rank = 0; rank < parts; ++rank) total += cluster.map_shared_rank(values, rank)[i];
-    totals[i] = total;
-  }
-  cluster.sync();  // nobody may change or leave `values` while others read
 #else
   __trap();  // launch_kernel refuses before
+#endif
+}
+
+// The last thing that the blocks of a cluster do: nobody may leave while others read.
+__device__ __forceinline__ void leave_cluster() {
+#if defined(LDDGAN_EMULATED_CUDA) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900)
+  cooperative_groups::cluster_group cluster = cooperative_groups::this_cluster();
+  cluster.sync();
+#endif
+}
+
+// `p`, of this block's shared memory, in that of another of its cluster.
+template <typename T>
+__device__ __forceinline__ const T* shared_of(T* p, int rank) {
+#if defined(LDDGAN_EMULATED_CUDA) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900)
+  return cooperative_groups::this_cluster().map_shared_rank(p, rank);
+#else
+  return p;
 #endif
 }
 
@@ -249,41 +216,39 @@ struct alignas(16) NormPack<T, 8> {
   }
 };
 
-// Where the pack at (channel of the tile, position) lies in an image of `channels` channels whose
-// channel `first` is the sample's.
-template <bool CHANNELS_LAST>
-__device__ __forceinline__ int64_t image_offset(int64_t sample, int64_t channels, int64_t pixels,
-                                                int channel, int position) {
-  return CHANNELS_LAST ? (sample * pixels + position) * channels + channel
-                       : (sample * channels + channel) * pixels + position;
-}
-
-// The thread's packs of a column of an image: pack j begins j * step bytes on.
+// A column's packs: those that the thread walks, and any other.
 template <typename T, int VEC>
 struct NormPacks {
-  T* at;
-  int step;  // 32 bits, so that an address is one instruction
+  using Pack = NormPack<std::remove_const_t<T>, VEC>;
+  T* at;  // the thread's first
+  int unit,
+      step;  // bytes to the next, and to the thread's next; 32 bits: an instruction an address
   template <typename P>
   static __device__ __forceinline__ P* moved(P* p, int64_t bytes) {
     using Byte = std::conditional_t<std::is_const_v<P>, const char, char>;
     return reinterpret_cast<P*>(reinterpret_cast<Byte*>(p) + bytes);
   }
-  __device__ __forceinline__ NormPack<std::remove_const_t<T>, VEC> read(int j) const {
-    using Pack = const NormPack<std::remove_const_t<T>, VEC>;
-    return *reinterpret_cast<Pack*>(moved(at, int64_t(j) * step));
+  __device__ __forceinline__ Pack read(int j) const {
+    return *reinterpret_cast<const Pack*>(moved(at, int64_t(j) * step));
   }
-  __device__ __forceinline__ void write(int j, const NormPack<T, VEC>& pack) const {
-    *reinterpret_cast<NormPack<T, VEC>*>(moved(at, int64_t(j) * step)) = pack;
+  __device__ __forceinline__ Pack read_away(int packs) const {  // from the thread's first
+    return *reinterpret_cast<const Pack*>(moved(at, int64_t(packs) * unit));
+  }
+  __device__ __forceinline__ void write(int j, const Pack& pack) const {
+    *reinterpret_cast<Pack*>(moved(at, int64_t(j) * step)) = pack;
   }
 };
 
-// Of a column, in an image of all channels.
+// Of the column that begins with a channel, in an image of all channels.
 template <int VEC, bool CHANNELS_LAST, typename T>
 __device__ __forceinline__ NormPacks<T, VEC> column_packs(T* image, const NormTile& t,
                                                           int64_t channels, int64_t pixels,
                                                           int channel) {
-  return {image + image_offset<CHANNELS_LAST>(t.sample, channels, pixels, channel, t.position),
-          int((CHANNELS_LAST ? t.position_step * channels : t.position_step) * sizeof(T))};
+  int position = t.begin + (CHANNELS_LAST ? t.first : t.first * VEC);
+  int64_t first = CHANNELS_LAST ? (t.sample * pixels + position) * channels + channel
+                                : (t.sample * channels + channel) * pixels + position;
+  int unit = CHANNELS_LAST ? int(channels * sizeof(T)) : int(VEC * sizeof(T));
+  return {image + first, unit, unit * t.step};
 }
 
 // Of a column, in the two images that channels are split between; packs do not straddle them.
@@ -292,10 +257,10 @@ __device__ __forceinline__ NormPacks<T, VEC> split_packs(T* first, T* second,
                                                          const AdaGroupNormArgs& a,
                                                          const NormTile& t, int column) {
   int c = t.first_channel + column * (CHANNELS_LAST ? VEC : 1);
-  if (c < a.channels1) {
-    return column_packs<VEC, CHANNELS_LAST>(first, t, a.channels1, a.pixels, c);
-  }
-  return column_packs<VEC, CHANNELS_LAST>(second, t, a.channels2, a.pixels, c - int(a.channels1));
+  bool second_image = c >= a.channels1;
+  return column_packs<VEC, CHANNELS_LAST>(second_image ? second : first, t,
+                                          second_image ? a.channels2 : a.channels1, a.pixels,
+                                          second_image ? c - int(a.channels1) : c);
 }
 
 template <typename T, int VEC, bool CHANNELS_LAST>
@@ -303,6 +268,18 @@ __device__ __forceinline__ NormPacks<const T, VEC> source_packs(const AdaGroupNo
                                                                 const NormTile& t, int column) {
   return split_packs<VEC, CHANNELS_LAST>(static_cast<const T*>(a.x), static_cast<const T*>(a.x2), a,
                                          t, column);
+}
+
+// Where a thread keeps its packs of a column in a cache of the tile: pack j at first + j * step.
+struct NormSlots {
+  int first, step;
+  __device__ __forceinline__ int operator()(int j) const { return first + j * step; }
+};
+
+template <bool CHANNELS_LAST>
+__device__ __forceinline__ NormSlots cache_slots(const NormTile& t, int column) {
+  if (CHANNELS_LAST) return {t.first * t.columns + column, t.step * t.columns};
+  return {column * t.packs + t.first, t.step};
 }
 
 // A column's WIDTH values of a row of shared memory, into registers.
@@ -320,16 +297,29 @@ __device__ __forceinline__ void read_column(const float* row, int column, float*
   }
 }
 
-__device__ __forceinline__ float read_row(const ChannelRows& rows, int64_t sample, int channel) {
-  int64_t i = sample * rows.stride + channel;
-  switch (rows.dtype) {
-    case Dtype::kFloat32:
-      return static_cast<const float*>(rows.data)[i];
-    case Dtype::kBFloat16:
-      return device_float(static_cast<const __nv_bfloat16*>(rows.data)[i]);
-    default:
-      return device_float(static_cast<const __half*>(rows.data)[i]);
+// An element of a row as it lies in memory: asked for early, it is waited for where it is used.
+struct RowElement {
+  uint32_t bits = 0;
+  __device__ __forceinline__ RowElement() {}
+  __device__ __forceinline__ RowElement(const ChannelRows& rows, int64_t sample, int channel) {
+    int64_t i = sample * rows.stride + channel;
+    bits = rows.dtype == Dtype::kFloat32 ? static_cast<const uint32_t*>(rows.data)[i]
+                                         : static_cast<const uint16_t*>(rows.data)[i];
   }
+  __device__ __forceinline__ float value(Dtype dtype) const {
+    switch (dtype) {
+      case Dtype::kFloat32:
+        return reinterpret_cast<const float&>(bits);
+      case Dtype::kBFloat16:
+        return low_float<__nv_bfloat16>(bits);
+      default:
+        return low_float<__half>(bits);
+    }
+  }
+};
+
+__device__ __forceinline__ float read_row(const ChannelRows& rows, int64_t sample, int channel) {
+  return RowElement(rows, sample, channel).value(rows.dtype);
 }
 
 __device__ __forceinline__ void write_value(void* p, Dtype dtype, int64_t i, float value) {
@@ -345,6 +335,19 @@ __device__ __forceinline__ void write_value(void* p, Dtype dtype, int64_t i, flo
   }
 }
 
+// What a channel of the tile is scaled, shifted and biased by.
+struct ChannelElements {
+  RowElement scale, shift, bias;
+  __device__ __forceinline__ ChannelElements(const AdaGroupNormArgs& a, const NormTile& t,
+                                             int channel) {
+    int c = t.first_channel + channel;
+    if (channel >= t.channels) return;
+    scale = RowElement(a.scale, t.sample, c);
+    shift = RowElement(a.shift, t.sample, c);
+    if (a.bias.data != nullptr && c < a.channels1) bias = RowElement(a.bias, t.sample, c);
+  }
+};
+
 // The bias of a channel of the tile, zero where there is none.
 __device__ __forceinline__ float bias_of(const AdaGroupNormArgs& a, const NormTile& t,
                                          int channel) {
@@ -352,14 +355,20 @@ __device__ __forceinline__ float bias_of(const AdaGroupNormArgs& a, const NormTi
   return a.bias.data != nullptr && c < a.channels1 ? read_row(a.bias, t.sample, c) : 0.0f;
 }
 
-// x + bias - mean is (x - at) + missed, with no digit lost: data far from zero keeps its own.
+// A number and what it missed by rounding.
 struct Center {
   float at, missed;
 };
 
+__device__ __forceinline__ Center exact_sum(float a, float b) {
+  float at = a + b, back = at - a;
+  return {at, (a - (at - back)) + (b - back)};
+}
+
+// x + bias - mean is (x - at) + missed, with no digit lost: data far from zero keeps its own.
 __device__ __forceinline__ Center center_of(float mean, float bias) {
-  float at = mean - bias, back = at - mean;
-  return {at, (bias + back) - (mean - (at - back))};
+  Center sum = exact_sum(mean, -bias);
+  return {sum.at, -sum.missed};
 }
 
 // What a channel is normalised by: scale * (x + bias - mean - missed) * rstd + shift is
@@ -368,10 +377,9 @@ struct NormRow {
   float at, gain, shift;
 };
 
-__device__ __forceinline__ NormRow norm_row(const AdaGroupNormArgs& a, const NormTile& t,
-                                            int channel, Center center, float missed, float rstd) {
-  float gain = read_row(a.scale, t.sample, t.first_channel + channel) * rstd;
-  float shift = read_row(a.shift, t.sample, t.first_channel + channel);
+__device__ __forceinline__ NormRow norm_row(float scale, float shift, Center center, float missed,
+                                            float rstd) {
+  float gain = scale * rstd;
   return {center.at, gain, shift + (center.missed - missed) * gain};
 }
 

@@ -36,24 +36,20 @@ __device__ __forceinline__ GradientPacks<T, VEC> read_pair(const NormPacks<const
   return {x.read(j), grad.read(j)};
 }
 
-__device__ __forceinline__ Center saved_center(const AdaGroupNormArgs& a, const NormTile& t,
-                                               int channel) {
-  float mean = a.mean[t.sample * a.groups + t.first_group + t.group_of(channel)];
-  return center_of(mean, bias_of(a, t, channel));
-}
-
-__device__ __forceinline__ float saved_rstd(const AdaGroupNormArgs& a, const NormTile& t, int g) {
-  return a.rstd[t.sample * a.groups + t.first_group + g];
-}
-
-// What the loops read of the tile's channels, [3][channels]: at, gain, shift; no barrier.
+// What the loops read of the tile's channels, [4][channels]: at, gain, shift, missed; no barrier.
 __device__ __forceinline__ void load_rows(const AdaGroupNormArgs& a, const NormTile& t,
                                           float* rows) {
   for (int c = threadIdx.x; c < t.channels; c += blockDim.x) {
-    NormRow row = norm_row(a, t, c, saved_center(a, t, c), 0, saved_rstd(a, t, t.group_of(c)));
+    const ChannelElements of(a, t, c);
+    int64_t i = int64_t(t.sample) * a.groups + t.first_group + t.group_of(c);
+    float mean = a.mean[i], rstd = a.rstd[i];
+    Center center = center_of(mean, of.bias.value(a.bias.dtype));
+    NormRow row =
+        norm_row(of.scale.value(a.scale.dtype), of.shift.value(a.shift.dtype), center, 0, rstd);
     rows[c] = row.at;
     rows[t.channels + c] = row.gain;
     rows[2 * t.channels + c] = row.shift;
+    rows[3 * t.channels + c] = center.missed;
   }
 }
 
@@ -79,9 +75,9 @@ struct ColumnRows {
 template <typename T, int VEC, bool CHANNELS_LAST, typename Load, typename Keep>
 __device__ __forceinline__ void add_sums(const AdaGroupNormArgs& a, const NormTile& t,
                                          const float* rows, int column, const Load& load,
-                                         const Keep& keep, float* sums) {
-  constexpr int kWidth = CHANNELS_LAST ? VEC : 1;
-  ColumnRows<kWidth> row(a, t, rows, column);
+                                         const Keep& keep,
+                                         float (&sums)[3][CHANNELS_LAST ? VEC : 1]) {
+  ColumnRows<CHANNELS_LAST ? VEC : 1> row(a, t, rows, column);
   each_pack<kPairs>(t.count, load, [&](int j, const GradientPacks<T, VEC>& packs) {
     keep(j, packs);
 #pragma unroll
@@ -89,39 +85,67 @@ __device__ __forceinline__ void add_sums(const AdaGroupNormArgs& a, const NormTi
       int i = CHANNELS_LAST ? e : 0;
       float u = packs.x.value(e) - row.at[i];
       float g = row.through(u, packs.grad.value(e), i);
-      sums[i] += g * u;
-      sums[kWidth + i] += g;
-      sums[2 * kWidth + i] += u;
+      sums[0][i] += g * u;
+      sums[1][i] += g;
+      sums[2][i] += u;
     }
   });
 }
 
-// From the sums over all positions of channel c of the group (of g * u, g and u) those of
-// g * x_hat, g and x_hat.
-__device__ __forceinline__ void normalise_sums(float missed, float rstd, float pixels,
-                                               float (&sums)[3]) {
-  sums[0] = (sums[0] + missed * sums[1]) * rstd;
-  sums[2] = (sums[2] + missed * pixels) * rstd;
-}
-
-// The gradients of scale, shift and bias of a channel of the tile, by the first part's block.
-// `means`: of scale * g * x_hat and of scale * g over the channel's group.
-__device__ __forceinline__ void write_rows(const AdaGroupNormBackwardArgs& b, const NormTile& t,
-                                           int c, const float (&sums)[3], double mean_gx,
-                                           double mean_g, float rstd) {
+// The means over the groups of scale * g * x_hat and scale * g, and what follows from them: the
+// gradients of scale, shift and bias, written by the first part's block, and rows 3 and 4 of
+// write_grads. sum(k, channel of the first group) are the sums over all positions of g * u, g and
+// u. `means`: [2][groups]; ends with a barrier.
+template <typename Sum>
+__device__ __forceinline__ void finish_sums(const AdaGroupNormBackwardArgs& b, const NormTile& t,
+                                            const Sum& sum, double* means, float* rows) {
   const AdaGroupNormArgs& a = b.forward;
-  if (t.part != 0) return;
-  int channel = t.first_channel + c;
-  int64_t i = t.sample * (a.channels1 + a.channels2) + channel;
-  write_value(b.grad_scale, b.grad_scale_dtype, i, sums[0]);
-  write_value(b.grad_shift, b.grad_shift_dtype, i, sums[1]);
-  if (b.grad_bias != nullptr && channel < a.channels1) {
-    // Large terms that cancel.
-    double scale = read_row(a.scale, t.sample, channel);
-    double value = scale * sums[1] - mean_g * double(a.pixels) - mean_gx * sums[2];
-    write_value(b.grad_bias, b.grad_bias_dtype, t.sample * a.channels1 + channel,
-                float(value * rstd));
+  const int cpg = int(t.cpg.divisor);
+  const Team team = Team::of(cpg);
+  const double share = 1 / (double(cpg) * double(a.pixels));
+  for (int i = team.index(); i < 2 * t.groups; i += team.count()) {
+    const int k = i >= t.groups, g = k ? i - t.groups : i;
+    const int64_t group = int64_t(t.sample) * a.groups + t.first_group + g;
+    const float mean = a.mean[group], rstd = a.rstd[group];
+    double total = 0;
+    for (int c = g * cpg + team.lane(); c < (g + 1) * cpg; c += team.lanes()) {
+      // Of whole groups, though the tile may have a chunk of one.
+      const ChannelElements of(a, t, c - t.skipped);
+      float value = sum(1, c);
+      if (k == 0) {
+        float missed = center_of(mean, of.bias.value(a.bias.dtype)).missed;
+        value = (sum(0, c) + missed * value) * rstd;
+      }
+      total += double(of.scale.value(a.scale.dtype)) * value;
+    }
+    total = team.total(total);
+    if (team.lane() == 0) means[i] = total * share;
   }
+  __syncthreads();
+  for (int c = threadIdx.x; c < t.channels; c += blockDim.x) {
+    const int g = t.group_of(c), channel = t.first_channel + c;
+    const float rstd = a.rstd[int64_t(t.sample) * a.groups + t.first_group + g];
+    const float missed = rows[3 * t.channels + c];
+    const double mean_gx = means[g], mean_g = means[t.groups + g];
+    const float slope = -rstd * rstd * float(mean_gx);
+    rows[3 * t.channels + c] = slope;
+    rows[4 * t.channels + c] = slope * missed - rstd * float(mean_g);
+    if (t.part != 0) continue;
+    const float sum_g = sum(1, t.skipped + c);
+    int64_t i = t.sample * (a.channels1 + a.channels2) + channel;
+    write_value(b.grad_scale, b.grad_scale_dtype, i,
+                (sum(0, t.skipped + c) + missed * sum_g) * rstd);
+    write_value(b.grad_shift, b.grad_shift_dtype, i, sum_g);
+    if (b.grad_bias != nullptr && channel < a.channels1) {
+      // Large terms that cancel.
+      const double sum_x = (sum(2, t.skipped + c) + missed * float(a.pixels)) * rstd;
+      double scale = read_row(a.scale, t.sample, channel);
+      double value = scale * sum_g - mean_g * double(a.pixels) - mean_gx * sum_x;
+      write_value(b.grad_bias, b.grad_bias_dtype, t.sample * a.channels1 + channel,
+                  float(value * rstd));
+    }
+  }
+  __syncthreads();
 }
 
 // grad_x = gain * g + slope * u + level, of the packs that load(j) gives; `rows` [5][channels].
@@ -149,142 +173,108 @@ __device__ __forceinline__ void write_grads(const AdaGroupNormBackwardArgs& b, c
   });
 }
 
-// The rows of a channel that write_grads adds.
-__device__ __forceinline__ void put_slope(float* rows, const NormTile& t, int c, float missed,
-                                          float mean_gx, float mean_g, float rstd) {
-  float slope = -rstd * rstd * mean_gx;
-  rows[3 * t.channels + c] = slope;
-  rows[4 * t.channels + c] = slope * missed - rstd * mean_g;
-}
-
 template <typename T, int VEC, bool CHANNELS_LAST>
-__global__ void __launch_bounds__(kNormThreads, 2)
-    backward_onchip_kernel(AdaGroupNormBackwardArgs b, int groups, int parts, int scratch_floats) {
+__global__ void __launch_bounds__(kNormThreads, kNormBlocks)
+    backward_onchip_kernel(AdaGroupNormBackwardArgs b, NormCut cut) {
   const AdaGroupNormArgs& a = b.forward;
-  NormTile t = norm_tile<VEC, CHANNELS_LAST>(a, groups, parts, kWhole);
+  NormTile t = norm_tile<VEC, CHANNELS_LAST>(cut, a.pixels);
   LDDGAN_DYNAMIC_SHARED(float, shared);
   auto* means = reinterpret_cast<double*>(shared);  // [2][groups]
   float* scratch = shared + 4 * t.groups;
-  float* rows = scratch + scratch_floats;  // [5][channels]
-  float* sums = rows + 5 * t.channels;     // [3][channels], read by the cluster
-  float* totals = sums + 3 * t.channels;   // [3][channels]
-  int used = 4 * t.groups + scratch_floats + 11 * t.channels;
+  float* rows = scratch + norm_sum_floats(3, cut);  // [5][channels]
+  float* sums = rows + 5 * t.channels;              // [3][channels], read by the cluster
+  float* totals = sums + 3 * t.channels;            // [3][channels]
+  int used = 4 * t.groups + norm_sum_floats(3, cut) + 11 * t.channels;
   auto* x_cache = reinterpret_cast<NormPack<T, VEC>*>(shared + (used + 3) / 4 * 4);
-  auto* grad_cache = x_cache + t.channels * norm_held_pixels(a.pixels, parts) / VEC;
+  auto* grad_cache = x_cache + t.channels * min(cut.part_pixels, int(a.pixels)) / VEC;
   load_rows(a, t, rows);
   __syncthreads();
   column_sums<3, VEC, CHANNELS_LAST>(
-      t, scratch,
-      [&](int column, float* own) {
+      cut, t, scratch, [&](int column, float (&own)[3][CHANNELS_LAST ? VEC : 1]) {
         NormPacks<const T, VEC> x = source_packs<T, VEC, CHANNELS_LAST>(a, t, column);
         NormPacks<const T, VEC> grad = incoming_packs<T, VEC, CHANNELS_LAST>(b, t, column);
-        const int slot = t.slot(column);
+        const NormSlots slots = cache_slots<CHANNELS_LAST>(t, column);
         add_sums<T, VEC, CHANNELS_LAST>(
             a, t, rows, column, [&](int j) { return read_pair<T, VEC>(x, grad, j); },
             [&](int j, const GradientPacks<T, VEC>& packs) {
-              x_cache[slot + j * t.slot_step] = packs.x;
-              grad_cache[slot + j * t.slot_step] = packs.grad;
+              x_cache[slots(j)] = packs.x;
+              grad_cache[slots(j)] = packs.grad;
             },
             own);
-      },
-      [&](int k, int c, float total) { sums[k * t.channels + c] = total; });
-  cluster_sums(sums, totals, 3 * t.channels, parts);
-  const float pixels = float(a.pixels);
-  const double count = double(t.cpg) * pixels;
-  auto sums_of = [&](int c, float (&of)[3]) {
-#pragma unroll
-    for (int k = 0; k < 3; ++k) of[k] = totals[k * t.channels + c];
-    normalise_sums(saved_center(a, t, c).missed, saved_rstd(a, t, t.group_of(c)), pixels, of);
-  };
-  group_sums<2>(t.groups, t.cpg, means, [&](int k, int c) {
-    float of[3];
-    sums_of(c, of);
-    return double(read_row(a.scale, t.sample, t.first_channel + c)) * (k == 0 ? of[0] : of[1]) /
-           count;
-  });
-  for (int c = threadIdx.x; c < t.channels; c += blockDim.x) {
-    int g = t.group_of(c);
-    float of[3], rstd = saved_rstd(a, t, g);
-    double mean_gx = means[g], mean_g = means[t.groups + g];
-    sums_of(c, of);
-    write_rows(b, t, c, of, mean_gx, mean_g, rstd);
-    put_slope(rows, t, c, saved_center(a, t, c).missed, float(mean_gx), float(mean_g), rstd);
+      });
+  __syncthreads();
+  for (int i = threadIdx.x; i < 3 * t.channels; i += blockDim.x) {
+    sums[i] = sum_of(cut, t, scratch, 0, i);
   }
   __syncthreads();
+  if (cut.parts > 1) {
+    meet_cluster();
+    for (int i = threadIdx.x; i < 3 * t.channels; i += blockDim.x) {
+      float total = 0;
+      for (int rank = 0; rank < cut.parts; ++rank) total += shared_of(sums, rank)[i];
+      totals[i] = total;
+    }
+    __syncthreads();
+  }
+  const float* all = cut.parts > 1 ? totals : sums;
+  finish_sums(b, t, [&](int k, int c) { return all[k * t.channels + c]; }, means, rows);
   each_column(t, [&](int column) {
-    const int slot = t.slot(column);
+    const NormSlots slots = cache_slots<CHANNELS_LAST>(t, column);
     write_grads<T, VEC, CHANNELS_LAST>(b, t, rows, column, [&](int j) {
-      int i = slot + j * t.slot_step;
-      return GradientPacks<T, VEC>{x_cache[i], grad_cache[i]};
+      return GradientPacks<T, VEC>{x_cache[slots(j)], grad_cache[slots(j)]};
     });
   });
+  if (cut.parts > 1) leave_cluster();
 }
 
 // One part's sums: workspace[((k * samples + sample) * channels + channel) * parts + part].
 template <typename T, int VEC, bool CHANNELS_LAST>
-__global__ void __launch_bounds__(kNormThreads, 2)
-    sums_kernel(AdaGroupNormBackwardArgs b, float* workspace, int groups, int parts, int width,
-                int scratch_floats) {
+__global__ void __launch_bounds__(kNormThreads, kNormBlocks)
+    sums_kernel(AdaGroupNormBackwardArgs b, float* workspace, NormCut cut) {
   const AdaGroupNormArgs& a = b.forward;
-  NormTile t = norm_tile<VEC, CHANNELS_LAST>(a, groups, parts, width);
+  NormTile t = norm_tile<VEC, CHANNELS_LAST>(cut, a.pixels);
   LDDGAN_DYNAMIC_SHARED(float, shared);
-  float* scratch = shared;
-  float* rows = scratch + scratch_floats;  // [3][channels]
+  float* rows = shared + norm_sum_floats(3, cut);  // [4][channels]
   load_rows(a, t, rows);
   __syncthreads();
   int64_t channels = a.channels1 + a.channels2;
   column_sums<3, VEC, CHANNELS_LAST>(
-      t, scratch,
-      [&](int column, float* own) {
+      cut, t, shared, [&](int column, float (&own)[3][CHANNELS_LAST ? VEC : 1]) {
         NormPacks<const T, VEC> x = source_packs<T, VEC, CHANNELS_LAST>(a, t, column);
         NormPacks<const T, VEC> grad = incoming_packs<T, VEC, CHANNELS_LAST>(b, t, column);
         add_sums<T, VEC, CHANNELS_LAST>(
             a, t, rows, column, [&](int j) { return read_pair<T, VEC>(x, grad, j); },
             [](int, const GradientPacks<T, VEC>&) {}, own);
-      },
-      [&](int k, int c, float total) {
-        int64_t row = (k * a.samples + t.sample) * channels + t.first_channel + c;
-        workspace[row * parts + t.part] = total;
       });
+  __syncthreads();
+#pragma unroll
+  for (int k = 0; k < 3; ++k) {
+    int64_t row = (k * a.samples + t.sample) * channels + t.first_channel;
+    for (int c = threadIdx.x; c < t.channels; c += blockDim.x) {
+      workspace[(row + c) * cut.parts + t.part] = sum_of(cut, t, shared, k, c);
+    }
+  }
 }
 
 template <typename T, int VEC, bool CHANNELS_LAST>
-__global__ void __launch_bounds__(kNormThreads, 2)
-    grad_kernel(AdaGroupNormBackwardArgs b, const float* __restrict__ workspace, int groups,
-                int parts, int width) {
+__global__ void __launch_bounds__(kNormThreads, kNormBlocks)
+    grad_kernel(AdaGroupNormBackwardArgs b, const float* __restrict__ workspace, NormCut cut) {
   const AdaGroupNormArgs& a = b.forward;
-  NormTile t = norm_tile<VEC, CHANNELS_LAST>(a, groups, parts, width);
+  NormTile t = norm_tile<VEC, CHANNELS_LAST>(cut, a.pixels);
   LDDGAN_DYNAMIC_SHARED(double, means);                         // [2][groups]
   auto* rows = reinterpret_cast<float*>(means + 2 * t.groups);  // [5][channels]
   load_rows(a, t, rows);
-  const float pixels = float(a.pixels);
-  const double count = double(t.cpg) * pixels;
-  auto sums_of = [&](int c, float (&of)[3]) {
-#pragma unroll
-    for (int k = 0; k < 3; ++k) {
-      int64_t row = (k * a.samples + t.sample) * (a.channels1 + a.channels2) + t.first_channel + c;
-      of[k] = 0;
-      for (int part = 0; part < parts; ++part) of[k] += workspace[row * parts + part];
-    }
-    normalise_sums(saved_center(a, t, c).missed, saved_rstd(a, t, t.group_of(c)), pixels, of);
-  };
-  // Of whole groups, though the tile may have a chunk of one.
-  group_sums<2>(t.groups, t.cpg, means, [&](int k, int channel) {
-    int c = channel - t.skipped;
-    float of[3];
-    sums_of(c, of);
-    return double(read_row(a.scale, t.sample, t.first_channel + c)) * (k == 0 ? of[0] : of[1]) /
-           count;
-  });
-  for (int c = threadIdx.x; c < t.channels; c += blockDim.x) {
-    int g = t.group_of(c);
-    float of[3], rstd = saved_rstd(a, t, g);
-    double mean_gx = means[g], mean_g = means[t.groups + g];
-    sums_of(c, of);
-    write_rows(b, t, c, of, mean_gx, mean_g, rstd);
-    put_slope(rows, t, c, saved_center(a, t, c).missed, float(mean_gx), float(mean_g), rstd);
-  }
-  __syncthreads();
+  const int64_t channels = a.channels1 + a.channels2;
+  const int64_t first = t.first_channel - t.skipped;
+  finish_sums(
+      b, t,
+      [&](int k, int c) {
+        const int64_t row = (k * a.samples + t.sample) * channels + first + c;
+        float total = 0;
+        for (int part = 0; part < cut.parts; ++part) total += workspace[row * cut.parts + part];
+        return total;
+      },
+      means, rows);
   each_column(t, [&](int column) {
     NormPacks<const T, VEC> x = source_packs<T, VEC, CHANNELS_LAST>(a, t, column);
     NormPacks<const T, VEC> grad = incoming_packs<T, VEC, CHANNELS_LAST>(b, t, column);
@@ -296,22 +286,21 @@ __global__ void __launch_bounds__(kNormThreads, 2)
 template <typename T, int VEC, bool CHANNELS_LAST>
 cudaError_t launch_backward(const AdaGroupNormBackwardArgs& b, const AdaGroupNormPlan& plan,
                             void* stream) {
-  NormLaunch n = norm_launch<T, VEC>(b.forward, plan);
   if (plan.onchip) {
-    int scratch = norm_sum_floats(3, n.threads, n.channels, VEC, CHANNELS_LAST);
-    int floats = 4 * plan.groups + scratch + 11 * n.channels;
+    NormLaunch n = norm_launch<T, VEC, CHANNELS_LAST>(b.forward, plan, kWhole, 2);
+    size_t floats = 4 * plan.groups + norm_sum_floats(3, n.cut) + 11 * size_t(n.cut.channels);
     return launch_kernel(backward_onchip_kernel<T, VEC, CHANNELS_LAST>, n.blocks, n.threads,
                          (floats + 3) / 4 * 16 + 2 * n.tile_bytes, stream, unsigned(plan.parts), b,
-                         plan.groups, plan.parts, scratch);
+                         n.cut);
   }
-  int scratch = norm_sum_floats(3, n.threads, n.width, VEC, CHANNELS_LAST);
-  cudaError_t error = launch_kernel(sums_kernel<T, VEC, CHANNELS_LAST>, n.blocks * n.chunks,
-                                    n.threads, size_t(scratch + 3 * n.width) * 4, stream, 1, b,
-                                    plan.workspace, plan.groups, plan.parts, n.width, scratch);
+  NormLaunch n = norm_launch<T, VEC, CHANNELS_LAST>(b.forward, plan, kNormWidth, 2);
+  cudaError_t error = launch_kernel(sums_kernel<T, VEC, CHANNELS_LAST>, n.blocks, n.threads,
+                                    (norm_sum_floats(3, n.cut) + 4 * size_t(n.cut.width)) * 4,
+                                    stream, 1, b, plan.workspace, n.cut);
   if (error != cudaSuccess) return error;
-  return launch_kernel(grad_kernel<T, VEC, CHANNELS_LAST>, n.blocks * n.chunks, n.threads,
-                       size_t(5 * n.width + 4 * plan.groups) * 4, stream, 1, b, plan.workspace,
-                       plan.groups, plan.parts, n.width);
+  return launch_kernel(grad_kernel<T, VEC, CHANNELS_LAST>, n.blocks, n.threads,
+                       size_t(5 * n.cut.width + 4 * plan.groups) * 4, stream, 1, b, plan.workspace,
+                       n.cut);
 }
 
 }  // namespace

@@ -93,6 +93,17 @@ __device__ __forceinline__ float sigmoid(float x) {
 #endif
 }
 
+// 1 / x, to within an ulp, of normal numbers.
+__device__ __forceinline__ float reciprocal(float x) {
+#ifdef LDDGAN_EMULATED_CUDA
+  return 1.0f / x;
+#else
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return fmaf(result, fmaf(-x, result, 1.0f), result);
+#endif
+}
+
 // 16 bytes of T, moved by one instruction where the address is aligned to 16.
 template <typename T>
 struct alignas(16) Pack {

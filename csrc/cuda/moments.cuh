@@ -24,51 +24,58 @@ struct Moments {
   float count, mean, missed, squares;
 };
 
-// Adds up over `lanes` neighbouring lanes of a warp (a power of two) that call it together.
-template <typename T>
-__device__ __forceinline__ T lane_total(int lanes, T value) {
-  int lane = threadIdx.x % 32;
-  // Only these: others may be idle.
-  unsigned mask = lanes == 32 ? 0xffffffffu : ((1u << lanes) - 1) << (lane / lanes * lanes);
-  for (int offset = lanes / 2; offset > 0; offset /= 2) {
-    value += __shfl_xor_sync(mask, value, offset);
+// Lanes of a warp that work together: neighbours, 2^log of them.
+struct Team {
+  int log;
+  // Enough for so many terms.
+  static __host__ __device__ __forceinline__ Team of(int terms) {
+    int log = 0;
+    while (log < 5 && (1 << log) < terms) ++log;
+    return {log};
   }
-  return value;
-}
+  __device__ __forceinline__ int lanes() const { return 1 << log; }
+  __device__ __forceinline__ int lane() const { return threadIdx.x & (lanes() - 1); }
+  __device__ __forceinline__ int index() const { return threadIdx.x >> log; }  // in the block
+  __device__ __forceinline__ int count() const { return blockDim.x >> log; }
+  // The sum over its lanes, which call it together.
+  template <typename T>
+  __device__ __forceinline__ T total(T value) const {
+    // Only these: others may be idle.
+    const unsigned mask = (0xffffffffu >> (32 - lanes())) << (threadIdx.x & 31 & ~(lanes() - 1));
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) {
+      if (offset < lanes()) value += __shfl_xor_sync(mask, value, offset);
+    }
+    return value;
+  }
+};
 
-// Merges `slots` moments (Chan) by the `lanes` neighbouring lanes of a warp (a power of two) that
-// call it together; each gets the result. slot(i) reads the i-th, which may be empty (count 0); the
-// first is not.
+// Merges `slots` moments (Chan) by the lanes of a team; each gets the result. slot(i) reads the
+// i-th, which may be empty (count 0); the first is not.
 template <typename Slot>
-__device__ __forceinline__ Moments merge_moments(int slots, int lanes, const Slot& slot) {
-  int lane = threadIdx.x % lanes;
+__device__ __forceinline__ Moments merge_moments(int slots, Team team, const Slot& slot) {
   Moments all{0, slot(0).mean, 0, 0};
   float away = 0;
-  for (int i = lane; i < slots; i += lanes) {
+#pragma unroll 1
+  for (int i = team.lane(); i < slots; i += team.lanes()) {
     Moments one = slot(i);
     if (one.count > 0) {
       all.count += one.count;
-      away += one.count * (one.mean - all.mean);
+      away += one.count * ((one.mean - all.mean) + one.missed);
     }
   }
-  all.count = lane_total(lanes, all.count);
-  all.missed = lane_total(lanes, away) / all.count;
-  for (int i = lane; i < slots; i += lanes) {
+  all.count = team.total(all.count);
+  all.missed = team.total(away) * reciprocal(all.count);
+#pragma unroll 1
+  for (int i = team.lane(); i < slots; i += team.lanes()) {
     Moments one = slot(i);
     if (one.count > 0) {
-      away = (one.mean - all.mean) - all.missed;
+      away = ((one.mean - all.mean) + one.missed) - all.missed;
       all.squares += one.squares + one.count * away * away;
     }
   }
-  all.squares = lane_total(lanes, all.squares);
+  all.squares = team.total(all.squares);
   return all;
-}
-
-// Lanes that merge `slots` moments.
-__device__ __forceinline__ int merge_lanes(int slots) {
-  int lanes = 1;
-  while (lanes < 32 && lanes < slots) lanes *= 2;
-  return lanes;
 }
 
 // From the partial moments [sample's groups][parts][2] of a sample, for `groups` groups of `cpg`
@@ -76,18 +83,19 @@ __device__ __forceinline__ int merge_lanes(int slots) {
 __device__ __forceinline__ void merge_parts(const float* partial, int first_group, int groups,
                                             int cpg, int64_t pixels, int parts, float eps,
                                             float* moments) {
-  int size = norm_part_size(pixels, parts), lanes = merge_lanes(parts);
-  for (int g = threadIdx.x / lanes; g < groups; g += blockDim.x / lanes) {
+  const int size = norm_part_size(pixels, parts);
+  const Team team = Team::of(parts);
+  for (int g = team.index(); g < groups; g += team.count()) {
     const float* p = partial + int64_t(first_group + g) * parts * 2;
-    Moments all = merge_moments(parts, lanes, [&](int i) {
+    Moments all = merge_moments(parts, team, [&](int i) {
       int64_t left = pixels - int64_t(i) * size;
       if (left <= 0) return Moments{0, 0, 0, 0};
       return Moments{float(cpg) * float(left < size ? left : size), p[2 * i], 0, p[2 * i + 1]};
     });
-    if (threadIdx.x % lanes == 0) {
+    if (team.lane() == 0) {
       moments[g] = all.mean;
       moments[groups + g] = all.missed;
-      moments[2 * groups + g] = rsqrtf(all.squares / all.count + eps);
+      moments[2 * groups + g] = rsqrtf(all.squares * reciprocal(all.count) + eps);
     }
   }
 }

@@ -1,6 +1,6 @@
-// How the kernels of ada_group_norm are launched: threads, shared bytes, packs. What a block asks
-// of shared memory is also known to lddgan_kernels/ops/_norm_plan.py, which plans by it; a test
-// holds the two together.
+// How the kernels of ada_group_norm are launched: the cut of an image into tiles, threads, shared
+// bytes, packs. What a block asks of shared memory is also known to
+// lddgan_kernels/ops/_norm_plan.py, which plans by it; a test holds the two together.
 #pragma once
 
 #include "cuda.cuh"
@@ -9,19 +9,72 @@
 
 namespace lddgan {
 
-constexpr int kNormThreads = 256;  // the most of a block; two blocks share a multiprocessor
+constexpr int kNormThreads = 256;  // the most of a block
+constexpr int kNormBlocks = 2;     // of those, that share a multiprocessor at least
+constexpr int kWhole = 1 << 30;    // channels of a block: all of its groups
 constexpr int kNormWidth = 1024;   // channels of a block, at most, where a group can be cut
 
-// Shared floats that a block's column sums need at most: K sums of `channels` for each writer.
-inline int norm_sum_floats(int k, int threads, int channels, int vec, bool channels_last) {
-  int writers;
-  if (channels_last) {
-    int columns = channels / vec;
-    writers = 32 % columns == 0 ? threads / 32 : threads / (columns < threads ? columns : threads);
-  } else {
-    writers = threads / channels;  // with one lane a team; fewer otherwise
+// Divides numbers below 2^31 by a number of the launch: one multiplication and a shift.
+struct Divider {
+  uint32_t divisor = 1, factor = 1u << 31, shift = 31;
+  Divider() = default;
+  explicit Divider(int d) : divisor(uint32_t(d)) {
+    uint32_t log = 0;
+    while ((uint64_t(1) << log) < divisor) ++log;
+    shift = 31 + log;
+    factor = uint32_t(((uint64_t(1) << shift) + divisor - 1) / divisor);
   }
-  return k * (writers > 1 ? writers : 1) * channels;
+  __device__ __forceinline__ int divide(int n) const {
+    return int(uint64_t(uint32_t(n)) * factor >> shift);
+  }
+  __device__ __forceinline__ int remainder(int n) const { return n - divide(n) * int(divisor); }
+};
+
+// How images are cut into tiles, and a tile among threads; see NormTile for the words.
+struct NormCut {
+  int all_groups, groups, parts, part_pixels;
+  int width, channels;  // of a block: at most; of its groups
+  Team team;            // of a column's share (contiguous)
+  int columns, slices;  // columns: side by side among the threads
+  Team channel_team;    // of a group's channels
+  bool warp_shares;     // lanes of a warp share a column (channels_last)
+  int writers;          // of a channel's sums
+  Divider cpg, per_sample, chunks, by_parts, by_columns, by_step;
+
+  unsigned blocks(int64_t samples) const {
+    return unsigned(samples * (all_groups / groups) * parts * int(chunks.divisor));
+  }
+};
+
+inline NormCut norm_cut(int channels, int all_groups, int64_t pixels, int groups, int parts,
+                        int width, int threads, int vec, bool channels_last) {
+  NormCut cut;
+  int cpg = channels / all_groups;
+  cut.all_groups = all_groups;
+  cut.groups = groups;
+  cut.parts = parts;
+  cut.part_pixels = norm_part_size(pixels, parts);
+  cut.channels = groups * cpg;
+  cut.width = width < cut.channels ? width : cut.channels;
+  cut.team = Team::of(channels_last ? 1 : (cut.part_pixels + vec - 1) / vec);
+  cut.channel_team = Team::of(cpg);
+  int teams = threads >> cut.team.log, columns = channels_last ? cut.width / vec : cut.width;
+  cut.columns = columns < teams ? columns : teams;
+  cut.slices = teams / cut.columns;
+  cut.warp_shares = channels_last && 32 % columns == 0;
+  cut.writers = cut.warp_shares ? threads / 32 : cut.slices;
+  cut.cpg = Divider(cpg);
+  cut.per_sample = Divider(all_groups / groups);
+  cut.chunks = Divider((cut.channels + cut.width - 1) / cut.width);
+  cut.by_parts = Divider(parts);
+  cut.by_columns = Divider(cut.columns);
+  cut.by_step = Divider(cut.slices << cut.team.log);
+  return cut;
+}
+
+// Floats of shared memory for K sums of each channel by each of its writers.
+__host__ __device__ inline int norm_sum_floats(int k, const NormCut& cut) {
+  return k * cut.writers * cut.width;
 }
 
 // Whether 16-byte packs of VEC elements fit every pointer, row and channel of the problem.
@@ -55,32 +108,39 @@ inline cudaError_t visit_packs(Dtype dtype, bool channels_last, const CanPack& c
   return error;
 }
 
-// Threads of a block for a tile of `packs` packs: about four packs each.
-inline int norm_threads(int64_t packs) { return packs >= 4 * 256 ? 256 : 128; }
+// Threads of a block that loads so many packs: eight each and more, so that what a thread does once
+// is little beside.
+inline int norm_threads(int64_t packs) { return packs >= 4096 ? 256 : packs >= 512 ? 128 : 64; }
 
-// The blocks of a plan. Tiles of kernels that keep none may be `width` channels wide, in `chunks`.
+// A launch of a plan, of a kernel that reads so many images. Tiles of kernels that keep none may be
+// `width` channels wide.
 struct NormLaunch {
-  unsigned blocks, chunks;
-  int threads, channels, width;
+  NormCut cut;
+  unsigned blocks;
+  int threads;
   size_t tile_bytes;
 };
 
-template <typename T, int VEC>
-NormLaunch norm_launch(const AdaGroupNormArgs& a, const AdaGroupNormPlan& plan) {
-  int channels = plan.groups * int((a.channels1 + a.channels2) / a.groups);
-  int64_t tile = channels * norm_held_pixels(a.pixels, plan.parts);
-  int width = channels < kNormWidth ? channels : kNormWidth;
-  return {unsigned(a.samples * (a.groups / plan.groups) * plan.parts),
-          unsigned((channels + width - 1) / width),
-          norm_threads(tile / VEC),
-          channels,
-          width,
-          size_t(tile) * sizeof(T)};
+template <typename T, int VEC, bool CHANNELS_LAST>
+NormLaunch norm_launch(int64_t samples, int64_t channels, int64_t all_groups, int64_t pixels,
+                       int groups, int parts, int width = kWhole, int images = 1) {
+  int64_t tile = groups * (channels / all_groups) * norm_held_pixels(pixels, parts);
+  int threads = norm_threads(images * tile / VEC);
+  NormCut cut = norm_cut(int(channels), int(all_groups), pixels, groups, parts, width, threads, VEC,
+                         CHANNELS_LAST);
+  return {cut, cut.blocks(samples), threads, size_t(tile) * sizeof(T)};
 }
 
-// Of part_moments (part_moments.cuh): three floats a slot.
-inline size_t norm_moments_bytes(int threads, int channels, int vec, bool channels_last) {
-  return size_t(norm_sum_floats(3, threads, channels, vec, channels_last)) * sizeof(float);
+template <typename T, int VEC, bool CHANNELS_LAST>
+NormLaunch norm_launch(const AdaGroupNormArgs& a, const AdaGroupNormPlan& plan, int width = kWhole,
+                       int images = 1) {
+  return norm_launch<T, VEC, CHANNELS_LAST>(a.samples, a.channels1 + a.channels2, a.groups,
+                                            a.pixels, plan.groups, plan.parts, width, images);
+}
+
+// Shared floats of part_moments (part_moments.cuh).
+__host__ __device__ inline int norm_moments_floats(const NormCut& cut) {
+  return norm_sum_floats(2, cut) + cut.channels;
 }
 
 }  // namespace lddgan

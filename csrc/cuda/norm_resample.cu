@@ -13,7 +13,8 @@ namespace lddgan {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kColumns = 32;                 // packs of channels of a block, at most
+constexpr int kColumns = 8;  // packs of channels of a block, at most
+static_assert(8 * kColumns <= kThreads, "a thread merges the moments of one channel");
 constexpr int64_t kEnoughThreads = 1 << 16;  // past these, threads walk further instead
 
 struct Cut {
@@ -23,14 +24,13 @@ struct Cut {
   int steps, blocks;        // rows of those; blocks along steps and segments
 };
 
-// What a thread's channels are normalised by (NormRow): [3][width] in shared memory, from its own
-// channel on.
+// What a thread's channels are normalised by (NormRow).
+template <int VEC>
 struct Rows {
-  const float* at;
-  int width;
+  float at[VEC], gain[VEC], shift[VEC];
   bool silu;
   __device__ __forceinline__ float act(float x, int e) const {
-    float y = (x - at[e]) * at[width + e] + at[2 * width + e];
+    float y = (x - at[e]) * gain[e] + shift[e];
     return silu ? y * sigmoid(y) : y;
   }
 };
@@ -51,39 +51,59 @@ struct Column {
   float v[kRows][VEC];
 };
 
-// Adds weights * value of the pack at (row, column), a value being act(x) for h, x for s.
-template <bool NORM, bool RAW, bool UP, int VEC, typename T>
-__device__ __forceinline__ void add_pack(const Images<T>& of, const Rows& rows, int row, int column,
-                                         const float (&weights)[Column<UP, VEC>::kRows],
-                                         Column<UP, VEC>& h, Column<UP, VEC>& s) {
-  if (row < 0 || row >= of.height) return;
-  float x[VEC];
-  load_floats<VEC>(of.x + (int64_t(row) * of.width + column) * of.channels, x);
+// The rows that a step reaches: for one outside the image the nearest, which then weighs nothing.
+template <bool UP>
+struct Reach {
+  static constexpr int kRows = UP ? 3 : 4;
+  int rows[kRows];
+  float outer[2];  // weights of the first and the last
+  template <typename T>
+  __device__ __forceinline__ Reach(const Images<T>& of, int step) {
+    const int first = UP ? step - 1 : 2 * step - 1, last = first + kRows - 1;
+    const float weight = UP ? 0.25f : 0.125f;
+    outer[0] = first < 0 ? 0.0f : weight;
+    outer[1] = last >= of.height ? 0.0f : weight;
 #pragma unroll
-  for (int e = 0; e < VEC; ++e) {
-    float y = NORM ? rows.act(x[e], e) : 0.0f;
-#pragma unroll
-    for (int k = 0; k < Column<UP, VEC>::kRows; ++k) {
-      if (NORM) h.v[k][e] += weights[k] * y;
-      if (RAW) s.v[k][e] += weights[k] * x[e];
+    for (int r = 0; r < kRows; ++r) {
+      rows[r] = min(max(first + r, 0), of.height - 1);
     }
   }
-}
+};
 
+// The sums of a column of x, as it is (s) and after act (h). All rows are asked for at once.
 template <bool NORM, bool RAW, bool UP, int VEC, typename T>
-__device__ __forceinline__ void sum_column(const Images<T>& of, const Rows& rows, int step,
-                                           int column, Column<UP, VEC>& h, Column<UP, VEC>& s) {
-  h = s = Column<UP, VEC>{};
-  if (column < 0 || column >= of.width) return;
-  if constexpr (UP) {
-    add_pack<NORM, RAW>(of, rows, step - 1, column, {0.25f, 0.0f}, h, s);
-    add_pack<NORM, RAW>(of, rows, step, column, {0.75f, 0.75f}, h, s);
-    add_pack<NORM, RAW>(of, rows, step + 1, column, {0.0f, 0.25f}, h, s);
-  } else {
-    add_pack<NORM, RAW>(of, rows, 2 * step - 1, column, {0.125f}, h, s);
-    add_pack<NORM, RAW>(of, rows, 2 * step, column, {0.375f}, h, s);
-    add_pack<NORM, RAW>(of, rows, 2 * step + 1, column, {0.375f}, h, s);
-    add_pack<NORM, RAW>(of, rows, 2 * step + 2, column, {0.125f}, h, s);
+__device__ __forceinline__ void sum_column(const Images<T>& of, const Rows<VEC>& rows,
+                                           const Reach<UP>& reach, int column, Column<UP, VEC>& h,
+                                           Column<UP, VEC>& s) {
+  constexpr int kRows = Reach<UP>::kRows;
+  const bool inside = column >= 0 && column < of.width;
+  const T* from = of.x + int64_t(min(max(column, 0), of.width - 1)) * of.channels;
+  NormPack<T, VEC> packs[kRows];
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    packs[r] = *reinterpret_cast<const NormPack<T, VEC>*>(from + int64_t(reach.rows[r]) *
+                                                                     (of.width * of.channels));
+  }
+  auto add = [&](Column<UP, VEC>& to, const float (&y)[kRows], int e) {
+    if constexpr (UP) {
+      const float middle = 0.75f * y[1];
+      to.v[0][e] = inside ? reach.outer[0] * y[0] + middle : 0.0f;
+      to.v[1][e] = inside ? reach.outer[1] * y[2] + middle : 0.0f;
+    } else {
+      const float middle = 0.375f * (y[1] + y[2]);
+      to.v[0][e] = inside ? reach.outer[0] * y[0] + (reach.outer[1] * y[3] + middle) : 0.0f;
+    }
+  };
+#pragma unroll
+  for (int e = 0; e < VEC; ++e) {
+    float x[kRows], y[kRows];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      x[r] = packs[r].value(e);
+      y[r] = NORM ? rows.act(x[r], e) : 0.0f;
+    }
+    if (NORM) add(h, y, e);
+    if (RAW) add(s, x, e);
   }
 }
 
@@ -99,14 +119,17 @@ __device__ __forceinline__ void put(T* image, int64_t row, int width, int column
     out[e] = 0;
     ((out[e] += weights[i++] * columns.v[k][e]), ...);
   }
-  store_floats<VEC>(image + (row * width + column) * channels, out);
+  *reinterpret_cast<NormPack<T, VEC>*>(image + (row * width + column) * channels) =
+      NormPack<T, VEC>::of(out);
 }
 
 // One step's outputs along W: [begin, end) of them (down), or of the inputs that they lie at (up).
 template <bool NORM, bool RAW, bool UP, int VEC, typename T>
-__device__ void walk(const Images<T>& of, const Rows& rows, int step, int begin, int end) {
+__device__ __forceinline__ void walk(const Images<T>& of, const Rows<VEC>& rows, int step,
+                                     int begin, int end) {
   Column<UP, VEC> h[4], s[4];
-  auto sum = [&](int column, int k) { sum_column<NORM, RAW>(of, rows, step, column, h[k], s[k]); };
+  const Reach<UP> reach(of, step);
+  auto sum = [&](int column, int k) { sum_column<NORM, RAW>(of, rows, reach, column, h[k], s[k]); };
   auto write = [&](T* image, const Column<UP, VEC>* c, int i) {
     if constexpr (UP) {
       int width = 2 * of.width;
@@ -145,15 +168,20 @@ __device__ __forceinline__ void merge_rows(const AdaGroupNormArgs& a, const floa
   int cpg = int(a.channels1 / a.groups), first_group = first / cpg;
   int groups = (first + count - 1) / cpg - first_group + 1;
   float* moments = rows + 3 * width;
+  RowElement scale, shift;  // of the thread's channel
+  if (threadIdx.x < count) {
+    scale = RowElement(a.scale, sample, first + threadIdx.x);
+    shift = RowElement(a.shift, sample, first + threadIdx.x);
+  }
   merge_parts(partial + sample * a.groups * parts * 2, first_group, groups, cpg, a.pixels, parts,
               a.eps, moments);
   __syncthreads();
-  for (int i = threadIdx.x; i < count; i += blockDim.x) {
-    int g = (first + i) / cpg - first_group;
-    float gain = moments[2 * groups + g] * read_row(a.scale, sample, first + i);
+  if (threadIdx.x < count) {
+    const int i = threadIdx.x, g = (first + i) / cpg - first_group;
+    const float gain = moments[2 * groups + g] * scale.value(a.scale.dtype);
     rows[i] = moments[g];
     rows[width + i] = gain;
-    rows[2 * width + i] = read_row(a.shift, sample, first + i) - moments[groups + g] * gain;
+    rows[2 * width + i] = shift.value(a.shift.dtype) - moments[groups + g] * gain;
   }
   for (int g = threadIdx.x; g < groups && writes; g += blockDim.x) {
     if ((first_group + g) * cpg < first) continue;  // the block before has it
@@ -164,7 +192,7 @@ __device__ __forceinline__ void merge_rows(const AdaGroupNormArgs& a, const floa
 }
 
 template <typename T, int VEC, bool UP, bool SAME>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kThreads, 3)
     norm_resample_kernel(NormResampleArgs a, const float* __restrict__ partial, int parts,
                          Cut cut) {
   int along = blockIdx.x % cut.blocks, block = blockIdx.x / cut.blocks;
@@ -194,7 +222,13 @@ __global__ void __launch_bounds__(kThreads, 1)
                channels,
                int(a.height),
                int(a.width)};
-  Rows rows{shared + channel, width, a.norm.silu};
+  Rows<VEC> rows;
+  rows.silu = a.norm.silu;
+  if (own) {
+    read_column<VEC>(shared + channel, 0, rows.at);
+    read_column<VEC>(shared + width + channel, 0, rows.gain);
+    read_column<VEC>(shared + 2 * width + channel, 0, rows.shift);
+  }
   if (SAME) {
     walk<true, true, UP, VEC>(of, rows, step, begin, end);
   } else if (own) {

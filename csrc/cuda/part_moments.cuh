@@ -1,93 +1,107 @@
-// The moments of one part, in one reading.
+// The moments of a tile, in one reading.
 //
-// Each warp (or thread, where warps share no column) sums deviations from a pivot: the mean of the
-// first packs that it reads. So data far from zero keeps its digits without a second reading. The
-// moments around the pivots are merged in shared memory; every slot has one writer.
+// All threads sum deviations of a channel from the same pivot, the mean of a few of its packs. So
+// data far from zero keeps its digits without a second reading. Every slot has one writer.
 #pragma once
 
 #include "ada_group_norm.cuh"
 
 namespace lddgan {
 
-// Adds up over the lanes of a warp that share the thread's column; they all call it.
-template <bool CHANNELS_LAST>
-__device__ __forceinline__ float column_total(const NormTile& t, float value) {
-  if (CHANNELS_LAST) {
-    if (32 % t.columns == 0) {
-      for (int offset = 16; offset >= t.columns; offset /= 2) {
-        value += __shfl_xor_sync(0xffffffffu, value, offset);
-      }
-    }
-    return value;
-  }
-  return lane_total(t.lanes, value);
-}
+// Packs of a column that its pivots are the mean of: the nearer to the mean, the less is lost.
+template <int VEC>
+constexpr int kPivots = VEC == 8 ? 2 : 8;
 
-// The moments of the tile to `partial` [groups of the norm][parts][2], of the sample. column(i)
-// gives what the thread keeps of a column: load(j); values(j, loaded, values), VEC of them; and
-// bias(e), which is added to all values of a channel.
-template <int VEC, bool CHANNELS_LAST, int FLIGHT = kNormFlight, typename Column>
-__device__ __forceinline__ void part_moments(const NormTile& t, float* shared, float* partial,
-                                             const Column& column_at) {
-  constexpr int kWidth = CHANNELS_LAST ? VEC : 1, kStep = CHANNELS_LAST ? 1 : VEC;
-  float* counts = shared;  // [writers][channels] each
-  float* means = counts + t.writers * t.channels;
-  float* squares = means + t.writers * t.channels;
-  each_column(t, [&](int at) {
+// The moments of the tile's groups: put(g, moments) takes them, once each; no barrier at its end.
+// column_at(column) gives what the thread keeps of a column: read(j) and read_away(packs) load;
+// sum(loaded) makes the pack of it that counts; keep(j, pack) takes that. ready() is called before
+// the barrier that comes before the first bias(c), which is added to all values of a channel of
+// the tile. `shared`: norm_moments_floats(cut).
+template <int VEC, bool CHANNELS_LAST, int FLIGHT, typename Column, typename Ready, typename Bias,
+          typename Put>
+__device__ __forceinline__ void part_moments(const NormCut& cut, const NormTile& t, float* shared,
+                                             const Column& column_at, const Ready& ready,
+                                             const Bias& bias, const Put& put) {
+  constexpr int kWidth = CHANNELS_LAST ? VEC : 1;
+  float* pivots = shared + norm_sum_floats(2, cut);  // [channels]
+  column_sums<2, VEC, CHANNELS_LAST>(cut, t, shared, [&](int at, float (&sums)[2][kWidth]) {
     auto column = column_at(at);
-    float values[VEC], pivot[kWidth] = {}, sums[kWidth] = {}, more[kWidth] = {};
-    auto add = [&] {
-#pragma unroll
-      for (int e = 0; e < VEC; ++e) {
-        int i = CHANNELS_LAST ? e : 0;
-        float away = values[e] - pivot[i];
-        sums[i] += away;
-        more[i] += away * away;
-      }
-    };
-    if (t.count > 0) {
-      column.values(0, column.load(0), values);
-#pragma unroll
-      for (int e = 0; e < VEC; ++e) pivot[CHANNELS_LAST ? e : 0] += values[e];
-    }
-    float readers = fmaxf(column_total<CHANNELS_LAST>(t, t.count > 0 ? float(kStep) : 0.0f), 1.0f);
-#pragma unroll
-    for (int e = 0; e < kWidth; ++e) pivot[e] = column_total<CHANNELS_LAST>(t, pivot[e]) / readers;
-    if (t.count > 0) add();
+    float pivot[kWidth] = {};
     each_pack<FLIGHT>(
-        t.count - 1, [&](int j) { return column.load(j + 1); },
-        [&](int j, const auto& loaded) {
-          column.values(j + 1, loaded, values);
-          add();
-        });
-    float count = column_total<CHANNELS_LAST>(t, float(t.count * kStep));
+        t.count, [&](int j) { return column.read(j); },
+        [&] {
+          decltype(column.read(0)) loaded[kPivots<VEC>];
 #pragma unroll
-    for (int e = 0; e < kWidth; ++e) {
-      int slot = t.writer * t.channels + at * kWidth + e;
-      float sum = column_total<CHANNELS_LAST>(t, sums[e]), missed = sum / fmaxf(count, 1.0f);
-      float square = column_total<CHANNELS_LAST>(t, more[e]) - sum * missed;
-      if (!t.writes) continue;
-      counts[slot] = count;
-      means[slot] = (pivot[e] + column.bias(e)) + missed;
-      squares[slot] = square;
-    }
+          for (int i = 0; i < kPivots<VEC>; ++i) {
+            int pack = (2 * i + 1) * t.packs / (2 * kPivots<VEC>);
+            loaded[i] = column.read_away(pack - t.first);
+          }
+#pragma unroll
+          for (int i = 0; i < kPivots<VEC>; ++i) {
+            const auto pack = column.sum(loaded[i]);
+#pragma unroll
+            for (int e = 0; e < VEC; ++e) pivot[CHANNELS_LAST ? e : 0] += pack.value(e);
+          }
+#pragma unroll
+          for (int e = 0; e < kWidth; ++e) {
+            pivot[e] *= 1.0f / float(CHANNELS_LAST ? kPivots<VEC> : kPivots<VEC> * VEC);
+            if (t.first == 0) pivots[at * kWidth + e] = pivot[e];
+          }
+        },
+        [&](int j, const auto& loaded) {
+          const auto pack = column.sum(loaded);
+          column.keep(j, pack);
+#pragma unroll
+          for (int e = 0; e < VEC; ++e) {
+            int i = CHANNELS_LAST ? e : 0;
+            float away = pack.value(e) - pivot[i];
+            sums[0][i] += away;
+            sums[1][i] += away * away;
+          }
+        });
   });
+  ready();
   __syncthreads();
-  const int slots = t.writers * t.cpg, lanes = merge_lanes(slots);
-  for (int g = threadIdx.x / lanes; g < t.groups; g += blockDim.x / lanes) {
+  const int cpg = int(t.cpg.divisor);
+  const Team team = cut.channel_team;
+  const float count = t.positions(), share = reciprocal(count);
+  for (int g = team.index(); g < t.groups; g += team.count()) {
     Moments all{};
     if (t.begin < t.end) {
-      all = merge_moments(slots, lanes, [&](int i) {
-        int slot = i / t.cpg * t.channels + g * t.cpg + i % t.cpg;
-        return Moments{counts[slot], means[slot], 0, squares[slot]};
-      });
+      const int first = g * cpg;
+      const Center mean = exact_sum(pivots[first], bias(first));
+      // Each channel's mean, less that, and its squared deviations from it: kept in its first
+      // slots.
+      float* means = shared + first * cut.writers;
+      float* squares = means + t.channels * cut.writers;
+#pragma unroll 1
+      for (int c = team.lane(); c < cpg; c += team.lanes()) {
+        const float sum = sum_of(cut, t, shared, 0, first + c), missed = sum * share;
+        squares[c * cut.writers] = sum_of(cut, t, shared, 1, first + c) - sum * missed;
+        const float away =
+            (pivots[first + c] - pivots[first]) + (bias(first + c) - bias(first)) + missed;
+        means[c * cut.writers] = away;
+        all.missed += away;
+      }
+      all.missed = team.total(all.missed) * reciprocal(float(cpg));
+#pragma unroll 1
+      for (int c = team.lane(); c < cpg; c += team.lanes()) {
+        const float away = means[c * cut.writers] - all.missed;
+        all.squares += squares[c * cut.writers] + count * away * away;
+      }
+      all.squares = team.total(all.squares);
+      all = {count * float(cpg), mean.at, mean.missed + all.missed, all.squares};
     }
-    if (threadIdx.x % lanes == 0) {
-      int64_t i = (int64_t(t.first_group + g) * t.parts + t.part) * 2;
-      partial[i] = all.mean + all.missed;
-      partial[i + 1] = fmaxf(all.squares, 0.0f);
-    }
+    if (team.lane() == 0) put(g, all);
   }
+}
+
+// Moments of a part into partial [samples][groups of the norm][parts][2].
+__device__ __forceinline__ void store_part(float* partial, const NormCut& cut, const NormTile& t,
+                                           int g, const Moments& all) {
+  int64_t i = (int64_t(t.sample) * cut.all_groups + t.first_group + g) * cut.parts + t.part;
+  partial[2 * i] = all.mean + all.missed;
+  partial[2 * i + 1] = fmaxf(all.squares, 0.0f);
 }
 
 }  // namespace lddgan

@@ -7,6 +7,8 @@ namespace lddgan {
 
 namespace {
 
+constexpr int kAddends = 2;  // packs of each addend, that a thread loads before it uses the first
+
 template <typename T>
 struct Addends {
   const T *x, *h, *h2;
@@ -42,13 +44,17 @@ struct SumColumn {
       added[e] = a.bias.data != nullptr ? read_row(a.bias, 0, channel + e) : 0.0f;
     }
   }
-  __device__ __forceinline__ AddendPacks<T, VEC> load(int j) const {
+  __device__ __forceinline__ AddendPacks<T, VEC> read(int j) const {
     AddendPacks<T, VEC> packs{x.read(j), h.read(j), {}};
     if (two) packs.h2 = h2.read(j);
     return packs;
   }
-  __device__ __forceinline__ void values(int j, const AddendPacks<T, VEC>& packs,
-                                         float* values) const {
+  __device__ __forceinline__ AddendPacks<T, VEC> read_away(int by) const {
+    AddendPacks<T, VEC> packs{x.read_away(by), h.read_away(by), {}};
+    if (two) packs.h2 = h2.read_away(by);
+    return packs;
+  }
+  __device__ __forceinline__ NormPack<T, VEC> sum(const AddendPacks<T, VEC>& packs) const {
     float results[VEC];
 #pragma unroll
     for (int e = 0; e < VEC; ++e) {
@@ -57,41 +63,41 @@ struct SumColumn {
       if (two) sum += packs.h2.value(e);
       results[e] = sum * factor;
     }
-    NormPack<T, VEC> rounded = NormPack<T, VEC>::of(results);
-    out.write(j, rounded);
-#pragma unroll
-    for (int e = 0; e < VEC; ++e) values[e] = rounded.value(e);
+    return NormPack<T, VEC>::of(results);
   }
-  __device__ __forceinline__ float bias(int) const { return 0; }
+  __device__ __forceinline__ void keep(int j, const NormPack<T, VEC>& pack) const {
+    out.write(j, pack);
+  }
 };
 
 template <typename T, int VEC, bool CHANNELS_LAST>
-__global__ void __launch_bounds__(kNormThreads, 2)
+__global__ void __launch_bounds__(kNormThreads, kNormBlocks)
     residual_moments_kernel(Addends<T> a, T* __restrict__ out, float* __restrict__ partial,
-                            int channels, int all_groups, int pixels, int groups, int parts) {
-  NormTile t = norm_tile<VEC, CHANNELS_LAST>(channels, all_groups, pixels, groups, parts, kWhole);
-  LDDGAN_DYNAMIC_SHARED(float, slots);
-  part_moments<VEC, CHANNELS_LAST, kNormFlight / 2>(
-      t, slots, partial + t.sample * all_groups * parts * 2, [&](int column) {
+                            int channels, int pixels, NormCut cut) {
+  NormTile t = norm_tile<VEC, CHANNELS_LAST>(cut, pixels);
+  LDDGAN_DYNAMIC_SHARED(float, shared);
+  part_moments<VEC, CHANNELS_LAST, kAddends>(
+      cut, t, shared,
+      [&](int column) {
         return SumColumn<T, VEC, CHANNELS_LAST>(a, out, t, channels, pixels, column);
-      });
+      },
+      [] {}, [](int) { return 0.0f; },
+      [&](int g, const Moments& all) { store_part(partial, cut, t, g, all); });
 }
 
 template <typename T, int VEC, bool CHANNELS_LAST>
 cudaError_t run(const ResidualScaleMomentsArgs& m, void* stream) {
   const ResidualScaleArgs& s = m.sum;
-  int channels = int(s.channels / m.groups) * m.block_groups;
-  int threads = norm_threads(channels * norm_held_pixels(m.pixels, m.parts) / VEC);
-  unsigned blocks = unsigned(m.samples * (m.groups / m.block_groups) * m.parts);
+  NormLaunch n = norm_launch<T, VEC, CHANNELS_LAST>(m.samples, s.channels, m.groups, m.pixels,
+                                                    m.block_groups, m.parts);
   Addends<T> a{static_cast<const T*>(s.x),
                static_cast<const T*>(s.h),
                static_cast<const T*>(s.h2),
                {s.bias, 0, s.bias_dtype},
                s.factor};
-  return launch_kernel(residual_moments_kernel<T, VEC, CHANNELS_LAST>, blocks, threads,
-                       norm_moments_bytes(threads, channels, VEC, CHANNELS_LAST), stream, 1, a,
-                       static_cast<T*>(s.out), m.moments, int(s.channels), int(m.groups),
-                       int(m.pixels), m.block_groups, m.parts);
+  return launch_kernel(residual_moments_kernel<T, VEC, CHANNELS_LAST>, n.blocks, n.threads,
+                       norm_moments_floats(n.cut) * 4, stream, 1, a, static_cast<T*>(s.out),
+                       m.moments, int(s.channels), int(m.pixels), n.cut);
 }
 
 }  // namespace

@@ -12,7 +12,6 @@ Pieces of H*W are whole 8s of pixels, so the last ones may be empty.
 """
 
 import functools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -38,10 +37,15 @@ class NormPlan:
     passes: int
 
 
-# A program that moves fewer bytes than this spends its time starting,
-_LEAST_BYTES = 8 * 1024
-# but where half of the device would idle, smaller ones are done sooner.
-_LEAST_BYTES_ALONE = 1024
+# What sweeps on an H200 showed (channels_last, bfloat16). A program's start costs as much as moving
+# this many bytes: it takes neighbouring groups until it has them, while others fill the device.
+_ENOUGH_BYTES = 24 * 1024
+# A cluster's meeting costs about a microsecond: pieces of less than this are not cut further,
+_LEAST_PIECE = 16 * 1024
+# and where memory is what bounds, pieces of more overlap too little.
+_MOST_PIECE = 64 * 1024
+# A memory sector: rows of less are fetched twice, which only tiny tiles on an idle device can bear.
+_SECTOR = 32
 # Programs per multiprocessor that keep its memory pipeline full.
 _WAVES = 2
 
@@ -172,11 +176,13 @@ def onchip_bytes(
     _, cpg, _, hw = problem
     channels = groups * cpg
     tile = channels * min(part_size(hw, parts), hw)
-    rows = 5 * channels + 5 * groups if held == 1 else 11 * channels + 4 * groups
+    rows = 4 * channels + 6 * groups if held == 1 else 11 * channels + 4 * groups
     found = []
     for vector in (1, 16 // itemsize):
         if (channels if channels_last else hw) % vector == 0:
-            sums = _sum_floats(held + 1, tile, channels, vector, channels_last)
+            pixels = 0 if channels_last else max(part_size(hw, parts), 1)
+            writers = _writers(held * tile, channels, vector, pixels)
+            sums = (held + 1) * channels * writers
             found.append((sums + rows + 3) // 4 * 16 + held * tile * itemsize)
     return tuple(found)
 
@@ -194,20 +200,24 @@ def split_bytes(
     found = [5 * width + 4 * plan.groups]
     for vector in (1, 16 // itemsize):
         if (channels if channels_last else hw) % vector == 0:
-            found.append(_sum_floats(3, tile, channels, vector, channels_last))
-            found.append(_sum_floats(3, tile, width, vector, channels_last) + 3 * width)
+            pixels = 0 if channels_last else max(part_size(hw, plan.parts), 1)
+            found.append(channels * (2 * _writers(tile, channels, vector, pixels) + 1))
+            found.append(width * (3 * _writers(2 * tile, width, vector, pixels) + 4))
     return 4 * max(found)
 
 
-def _sum_floats(sums: int, tile: int, channels: int, vector: int, channels_last: bool) -> int:
-    """norm_sum_floats of csrc/cuda/norm_launch.cuh, for a tile of so many elements."""
-    threads = 256 if tile // vector >= 4 * 256 else 128
-    if channels_last:
+def _writers(loads: int, channels: int, vector: int, pixels: int) -> int:
+    """Threads that leave sums of one channel, by norm_cut of csrc/cuda/norm_launch.cuh.
+
+    `loads`: elements that a block reads; `pixels`: of a part in the contiguous layout, else 0.
+    """
+    packs = loads // vector
+    threads = 256 if packs >= 4096 else 128 if packs >= 512 else 64
+    if pixels == 0:
         columns = channels // vector
-        writers = threads // 32 if 32 % columns == 0 else threads // min(columns, threads)
-    else:
-        writers = threads // channels
-    return sums * max(writers, 1) * channels
+        return threads // 32 if 32 % columns == 0 else threads // min(columns, threads)
+    teams = threads // min(1 << (-(-pixels // vector) - 1).bit_length(), 32)
+    return teams // min(channels, teams)
 
 
 def gpu_plans(
@@ -252,20 +262,14 @@ def _plan(
     cluster = 1
     while cluster < min(max_cluster, -(-hw // 8)) and (
         not fits(problem, groups, cluster, device.shared_by_two)
-        or tile // (2 * cluster) >= _least_bytes(programs * cluster, device)
+        or tile > cluster * _MOST_PIECE
+        or (programs * cluster < device.multiprocessors and tile > cluster * _LEAST_PIECE)
     ):
         cluster *= 2
-    fills = programs * cluster * 2 >= device.multiprocessors or tile <= 4 * _LEAST_BYTES
+    fills = programs * cluster * 2 >= device.multiprocessors or tile <= _ENOUGH_BYTES
     if fits(problem, groups, cluster, device.shared_bytes) and (cluster > 1 or fills):
         return NormPlan("onchip", groups, cluster, 1)
     return NormPlan("split", groups, _parts(programs, tile, hw, device), 2)
-
-
-def _least_bytes(programs: int, device: DeviceSize) -> float:
-    """What a program moves at the least, where so many would be cut in two."""
-    if programs >= device.multiprocessors:
-        return math.inf
-    return _LEAST_BYTES_ALONE if 2 * programs <= device.multiprocessors else _LEAST_BYTES
 
 
 @functools.lru_cache(maxsize=1024)
@@ -310,14 +314,26 @@ def _groups(
     """Neighbouring groups that make a program worth starting, and its accesses whole."""
     n, cpg, num_groups, hw = problem
     groups = 1
+
+    def programs() -> int:  # with twice the groups; 0: there are no more
+        return n * num_groups // (2 * groups) if num_groups % (2 * groups) == 0 else 0
+
     if channels_last:
-        # Rows of at least 64 bytes, so that a memory sector is not fetched for a part of it.
-        while num_groups % (groups * 2) == 0 and groups * cpg * itemsize < 64:
+        row, size = cpg * itemsize, cpg * hw * held
+        while programs() and groups * row % 16 != 0:  # whole packs
+            groups *= 2
+        while programs() and groups * row < _SECTOR:
+            if programs() < device.multiprocessors and groups * size <= _LEAST_PIECE // 2:
+                break
+            groups *= 2
+        while programs() and groups * row < 2 * _SECTOR:
+            if programs() < device.multiprocessors and groups * size <= 4 * _MOST_PIECE:
+                break
             groups *= 2
     while (
-        num_groups % (groups * 2) == 0
-        and groups * cpg * hw * held < _LEAST_BYTES
-        and n * num_groups // (groups * 2) >= _WAVES * device.multiprocessors
+        programs() >= _WAVES * device.multiprocessors
+        and groups * cpg * hw * held < _ENOUGH_BYTES
+        and groups * cpg * itemsize < 8 * _SECTOR
     ):
         groups *= 2
     return groups
@@ -325,6 +341,6 @@ def _groups(
 
 def _parts(programs: int, tile: int, hw: int, device: DeviceSize) -> int:
     """Pieces of H*W that let so many programs of so many bytes fill the device."""
-    wanted = max(1, -(-_WAVES * device.multiprocessors // max(programs, 1)))
-    largest = max(1, tile // _LEAST_BYTES)
+    wanted = max(1, -(-_WAVES * device.multiprocessors // max(programs, 1)), tile // _MOST_PIECE)
+    largest = max(1, tile // (_LEAST_PIECE // 2))
     return min(*(1 << (size - 1).bit_length() for size in (wanted, largest, -(-hw // 8))), 64)
