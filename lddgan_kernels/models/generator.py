@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lddgan_kernels import nn
+from lddgan_kernels._checks import like_layout, memory_format
 from lddgan_kernels._options import Count, Fraction, check
 from lddgan_kernels.models._generator_base import GeneratorBase
 from lddgan_kernels.models.blocks import (
@@ -210,7 +211,8 @@ class Generator(GeneratorBase):
 
     def _predict(self, x: Tensor, styles: Tensor, biases: Tensor) -> Tensor:
         mods = self._modulations(styles, biases)
-        x = self._fold(x)
+        layout = memory_format(x)
+        x = nn.in_fastest_layout(self._fold(x))
         if not self.config.centered:
             x = 2 * x - 1
         h: Map = self.conv_in(x)
@@ -225,7 +227,7 @@ class Generator(GeneratorBase):
         h = self._middle(h, mods)
         for level in self.up:
             h = level(h, skips, highs, mods)
-        out = self._unfold(self.conv_out(self.norm_out(h)))
+        out = like_layout(self._unfold(self.conv_out(self.norm_out(h))), layout)
         return torch.tanh(out) if self.config.tanh_out else out
 
     def _modulations(self, styles: Tensor, biases: Tensor) -> list[Modulation]:

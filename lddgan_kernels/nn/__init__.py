@@ -15,6 +15,7 @@ from lddgan_kernels.nn.conv2d import (
     Shortcut,
     StemConv2d,
     fold_nearest,
+    in_fastest_layout,
 )
 from lddgan_kernels.nn.feature_map import FeatureMap, as_map, as_tensor
 from lddgan_kernels.nn.fir import FIRDownsample, FIRUpsample
@@ -78,6 +79,7 @@ __all__ = [
     "fold_nearest",
     "folded_rows",
     "group_count",
+    "in_fastest_layout",
     "is_hooked",
     "is_traced",
     "largest_group_count",

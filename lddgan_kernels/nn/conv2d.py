@@ -23,6 +23,16 @@ from lddgan_kernels.ops import bias_act, conv3x3
 from lddgan_kernels.ops.conv3x3 import pack_conv3x3, uses_winograd
 
 
+def in_fastest_layout(x: Tensor) -> Tensor:
+    """The map x (N, C, H, W) in the layout that convolutions are fastest in here.
+
+    Channels_last on CPUs, which convolutions then pass on; x itself on GPUs.
+    """
+    if x.device.type == "cpu" and default_backend() in (None, "cpu"):
+        return like_layout(x, torch.channels_last)
+    return x
+
+
 class Conv2d(nn.Conv2d):
     """A convolution (N, C, H, W) -> (N, D, H', W') that keeps the layout.
 
@@ -106,9 +116,7 @@ class StemConv2d(LateBiasConv2d):
     one that convolutions are fastest in here."""
 
     def forward(self, x: Tensor | FeatureMap) -> FeatureMap:  # type: ignore[override]
-        x = as_tensor(x)
-        if x.device.type == "cpu":
-            x = x.contiguous(memory_format=torch.channels_last)
+        x = in_fastest_layout(as_tensor(x))
         h = F.conv2d(x, self.weight, None, self.stride, self.padding)
         return FeatureMap(h, bias=self.bias)
 
