@@ -97,7 +97,8 @@ __global__ void __launch_bounds__(kNormThreads, kNormBlocks)
   auto put_moments = [&](int g, const Moments& all) {
     moments[g] = all.mean;
     moments[t.groups + g] = all.missed;
-    moments[2 * t.groups + g] = rsqrtf(fmaxf(all.squares, 0.0f) * reciprocal(all.count) + a.eps);
+    moments[2 * t.groups + g] =
+        1.0f / sqrtf(fmaxf(all.squares, 0.0f) * reciprocal(all.count) + a.eps);
   };
   part_moments<VEC, CHANNELS_LAST, kNormFlight>(
       cut, t, shared,

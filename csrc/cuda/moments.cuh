@@ -95,7 +95,7 @@ __device__ __forceinline__ void merge_parts(const float* partial, int first_grou
     if (team.lane() == 0) {
       moments[g] = all.mean;
       moments[groups + g] = all.missed;
-      moments[2 * groups + g] = rsqrtf(all.squares * reciprocal(all.count) + eps);
+      moments[2 * groups + g] = 1.0f / sqrtf(all.squares * reciprocal(all.count) + eps);
     }
   }
 }

@@ -180,7 +180,7 @@ def onchip_bytes(
     found = []
     for vector in (1, 16 // itemsize):
         if (channels if channels_last else hw) % vector == 0:
-            pixels = 0 if channels_last else max(part_size(hw, parts), 1)
+            pixels = None if channels_last else max(part_size(hw, parts), 1)
             writers = _writers(held * tile, channels, vector, pixels)
             sums = (held + 1) * channels * writers
             found.append((sums + rows + 3) // 4 * 16 + held * tile * itemsize)
@@ -200,20 +200,20 @@ def split_bytes(
     found = [5 * width + 4 * plan.groups]
     for vector in (1, 16 // itemsize):
         if (channels if channels_last else hw) % vector == 0:
-            pixels = 0 if channels_last else max(part_size(hw, plan.parts), 1)
+            pixels = None if channels_last else max(part_size(hw, plan.parts), 1)
             found.append(channels * (2 * _writers(tile, channels, vector, pixels) + 1))
             found.append(width * (3 * _writers(2 * tile, width, vector, pixels) + 4))
     return 4 * max(found)
 
 
-def _writers(loads: int, channels: int, vector: int, pixels: int) -> int:
+def _writers(loads: int, channels: int, vector: int, pixels: int | None) -> int:
     """Threads that leave sums of one channel, by norm_cut of csrc/cuda/norm_launch.cuh.
 
-    `loads`: elements that a block reads; `pixels`: of a part in the contiguous layout, else 0.
+    `loads`: elements that a block reads; `pixels`: of a part in the contiguous layout, else None.
     """
     packs = loads // vector
     threads = 256 if packs >= 4096 else 128 if packs >= 512 else 64
-    if pixels == 0:
+    if pixels is None:
         columns = channels // vector
         return threads // 32 if 32 % columns == 0 else threads // min(columns, threads)
     teams = threads // min(1 << (-(-pixels // vector) - 1).bit_length(), 32)
