@@ -11,6 +11,8 @@ namespace lddgan {
 // Packs of a column that its pivots are the mean of: the nearer to the mean, the less is lost.
 template <int VEC>
 constexpr int kPivots = VEC == 8 ? 2 : 8;
+template <int VEC>
+constexpr int kPivotFlight = VEC == 8 ? 2 : 4;  // of them, loaded at once
 
 // The moments of the tile's groups: put(g, moments) takes them, once each; no barrier at its end.
 // column_at(column) gives what the thread keeps of a column: read(j) and read_away(packs) load;
@@ -30,17 +32,21 @@ __device__ __forceinline__ void part_moments(const NormCut& cut, const NormTile&
     each_pack<FLIGHT>(
         t.count, [&](int j) { return column.read(j); },
         [&] {
-          decltype(column.read(0)) loaded[kPivots<VEC>];
+          constexpr int kFlight = kPivotFlight<VEC>;
+#pragma unroll 1
+          for (int first = 0; first < kPivots<VEC>; first += kFlight) {
+            decltype(column.read(0)) loaded[kFlight];
 #pragma unroll
-          for (int i = 0; i < kPivots<VEC>; ++i) {
-            int pack = (2 * i + 1) * t.packs / (2 * kPivots<VEC>);
-            loaded[i] = column.read_away(pack - t.first);
-          }
+            for (int i = 0; i < kFlight; ++i) {
+              int pack = (2 * (first + i) + 1) * t.packs / (2 * kPivots<VEC>);
+              loaded[i] = column.read_away(pack - t.first);
+            }
 #pragma unroll
-          for (int i = 0; i < kPivots<VEC>; ++i) {
-            const auto pack = column.sum(loaded[i]);
+            for (int i = 0; i < kFlight; ++i) {
+              const auto pack = column.sum(loaded[i]);
 #pragma unroll
-            for (int e = 0; e < VEC; ++e) pivot[CHANNELS_LAST ? e : 0] += pack.value(e);
+              for (int e = 0; e < VEC; ++e) pivot[CHANNELS_LAST ? e : 0] += pack.value(e);
+            }
           }
 #pragma unroll
           for (int e = 0; e < kWidth; ++e) {
