@@ -105,6 +105,9 @@ class LatentCache:
         try:
             found = cls.open(path, fingerprint, dataset=dataset)
             if found.dtype == dtype and found.shape[1] == (2 if flip else 1):
+                part = path.with_name(path.name + ".part")
+                for left in (_sidecar(part), _sums(part)):  # by one killed right after its end
+                    left.unlink(missing_ok=True)
                 return found
         except FileNotFoundError:
             pass
