@@ -46,9 +46,9 @@ def captured(
         with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
             yield
     except RuntimeError as error:
-        # PyTorch would refuse this device's random numbers from now on.
-        generator = torch.cuda.default_generators[torch.cuda.current_device()]
-        generator.graphsafe_set_state(generator.clone_state())
+        if torch.cuda.is_initialized():  # else PyTorch would refuse random numbers from now on
+            generator = torch.cuda.default_generators[torch.cuda.current_device()]
+            generator.graphsafe_set_state(generator.clone_state())
         raise RuntimeError(f"{whose}, got: {error}") from error
 
 

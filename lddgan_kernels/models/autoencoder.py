@@ -22,8 +22,6 @@ CHUNK_PIXELS = 2**20
 class AutoencoderOptions:
     """Options of an autoencoder."""
 
-    kind: Literal["vqgan", "tiny"] = "vqgan"
-    """VQGAN's networks, or TAESD's, tiny: plain convolutions of one width, without a codebook."""
     latent_channels: Count = 4
     """Channels of the latent; its side is the image's over 2^(levels - 1)."""
     base_channels: Count = 128
@@ -48,6 +46,8 @@ class AutoencoderOptions:
     z_channels: Count | None = None
     """Of the encoder's own output, before the 1x1 convolution to latent_channels; left out: the
     same."""
+    kind: Literal["vqgan", "tiny"] = "vqgan"
+    """VQGAN's networks, or TAESD's, tiny: plain convolutions of one width, without a codebook."""
 
 
 @dataclass(frozen=True)

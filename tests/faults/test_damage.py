@@ -144,10 +144,10 @@ def test_another_autoencoder_is_refused(finished, tmp_path):
     with pytest.raises(ValueError, match="must be the autoencoder of"):
         load_system(folder / "checkpoints/generator.safetensors", "cpu")
     before = (folder / "checkpoints/last.pt").read_bytes()
-    with pytest.raises(ValueError, match="must find the autoencoder of the GAN"):
+    with pytest.raises(ValueError, match="must find the autoencoder of the network"):
         train(CONFIG, folder, resume=True)
     path.unlink()
-    with pytest.raises(FileNotFoundError, match="needs the autoencoder of the GAN"):
+    with pytest.raises(FileNotFoundError, match="needs the autoencoder of the network"):
         train(CONFIG, folder, resume=True)
     assert (folder / "checkpoints/last.pt").read_bytes() == before
     assert not path.exists()
