@@ -10,6 +10,8 @@ from torch.autograd.graph import increment_version
 from torch.optim import Optimizer
 
 from lddgan_kernels.diffusion.cuda_graph import captured
+from lddgan_kernels.trainer import distributed
+from lddgan_kernels.trainer.config import Config
 from lddgan_kernels.trainer.meter import Metrics
 from lddgan_kernels.trainer.optimizers import capturing
 
@@ -24,18 +26,25 @@ class _Graph(NamedTuple):
 class CapturedStep:
     """step(kind, tensors): what `compute(kind, tensors)` does, from its second call on as a graph.
 
+    Only on one GPU, and unless the configuration says no; elsewhere each call is `compute`'s.
+
     Args:
         compute: forward, backward and the optimizers' steps, and metrics, 0-dim each. All that
             changes from call to call is in its tensors; whatever else it reads is as it was when
             it was captured, one graph for each kind and shape. It may not read values back.
         optimizers: those that it steps, whose gradients are None before and after it.
+        config, device: whether and where it is captured.
     """
 
     def __init__(
         self,
         compute: Callable[[bool, Sequence[Tensor]], Metrics],
         optimizers: Iterable[Optimizer],
+        config: Config,
+        device: torch.device,
     ) -> None:
+        alone = distributed.world_size() == 1
+        self._captures = config.cuda_graphs and device.type == "cuda" and alone
         self._compute = compute
         self._optimizers = list(optimizers)
         self._graphs: dict[object, _Graph | None] = {}
@@ -46,6 +55,8 @@ class CapturedStep:
         self._graphs.clear()
 
     def __call__(self, kind: bool, tensors: Sequence[Tensor]) -> Metrics:
+        if not self._captures:
+            return self._compute(kind, tensors)
         key = kind, *((t.shape, t.dtype, t.stride()) for t in tensors)
         if key not in self._graphs:  # this call loads and tunes what cannot be captured
             self._graphs[key] = None

@@ -48,9 +48,7 @@ class DiffusionStage:
         generator = torch.Generator().manual_seed(step_seed(config.seed, "ddpm noise", 0))
         seeds = draw_seeds(self.batch_size, generator=generator)
         self.seeds = distributed.own(seeds).to(device)
-        self._captured: CapturedStep | None = None
-        if config.cuda_graphs and device.type == "cuda" and distributed.world_size() == 1:
-            self._captured = CapturedStep(self._learn, [self.optimizer])
+        self._captured = CapturedStep(self._learn, [self.optimizer], config, device)
 
     def step(self, index: int, batch: Tensor, labels: Tensor | None = None) -> Metrics:
         """One update on a batch of this process, and the average's; labels (N,) as for `GanStage`.
@@ -67,7 +65,7 @@ class DiffusionStage:
             x0.shape, self.seeds, STREAM_DIFFUSE_T, step=index, memory_format=self.layout
         )
         x_t = self.alphas[t][:, None, None, None] * x0 + self.sigmas[t][:, None, None, None] * noise
-        metrics = (self._captured or self._learn)(False, [x_t, t.float(), noise, y])
+        metrics = self._captured(False, [x_t, t.float(), noise, y])
         self.ema.update(index)
         return metrics
 
@@ -107,5 +105,4 @@ class DiffusionStage:
         for name, module in self.modules().items():
             module.load_state_dict(state[name])
         restore(self.optimizer, state["optimizer"])
-        if self._captured is not None:
-            self._captured.forget()
+        self._captured.forget()

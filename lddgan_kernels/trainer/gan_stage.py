@@ -67,10 +67,8 @@ class GanStage:
         self.part_size = gan.batch_size // gan.accumulate  # over all processes
         seeds = draw_seeds(self.part_size, generator=generator)
         self.seeds = distributed.own(seeds).to(device)
-        self._captured: CapturedStep | None = None
-        if config.cuda_graphs and device.type == "cuda" and distributed.world_size() == 1:
-            optimizers = self.discriminator_optimizer, self.generator_optimizer
-            self._captured = CapturedStep(self._learn, optimizers)
+        optimizers = self.discriminator_optimizer, self.generator_optimizer
+        self._captured = CapturedStep(self._learn, optimizers, config, device)
 
     def step(self, index: int, batch: Tensor, labels: Tensor | None = None) -> Metrics:
         """One iteration on a batch of this process: both networks' updates, and the average's.
@@ -85,7 +83,7 @@ class GanStage:
         penalize = gan.r1_gamma > 0 and index % gan.r1_every == 0
         drawn = [tensor for part in self._draw(index, batch, labels) for tensor in part]
         drawn.append(torch.full((), progress, device=self.device))
-        metrics = (self._captured or self._learn)(penalize, drawn)
+        metrics = self._captured(penalize, drawn)
         self.ema.update(index)
         return metrics
 
@@ -233,5 +231,4 @@ class GanStage:
             module.load_state_dict(state[name])
         restore(self.generator_optimizer, state["generator_optimizer"])
         restore(self.discriminator_optimizer, state["discriminator_optimizer"])
-        if self._captured is not None:
-            self._captured.forget()
+        self._captured.forget()
