@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -147,7 +148,7 @@ def record(
     extension = _extension.module()
     if extension is None:
         raise RuntimeError(_extension.why_missing())
-    with _Recorder(inputs) as recorder:
+    with _Recorder(inputs) as recorder, _Readers(recorder):
         result = function(*inputs)
     stands = recorder.stands
     known = extension.record(recorder.calls, [stands[x] for x in inputs], recorder.stand(result))
@@ -193,6 +194,25 @@ class _Recorder(TorchDispatchMode):
                 self.stands[x] = _stand()
         self.calls.append((func, *given, tree_map(self.stand, output)))
         return output
+
+
+class _Readers(TorchFunctionMode):
+    """Refuses what reads memory without a call of an operator: a record would keep the values."""
+
+    METHODS = (
+        *("tolist", "numpy", "__array__", "__dlpack__"),
+        *("data_ptr", "storage", "untyped_storage"),
+    )
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in self.METHODS and args[0] in self._recorder.stands:
+            raise RuntimeError(f"Tensor.{name} reads a value back")
+        return func(*args, **(kwargs or {}))
 
 
 def _stand() -> Tensor:

@@ -4,6 +4,7 @@ import copy
 import pickle
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -193,9 +194,28 @@ def test_a_sampler_records_the_whole_draw():
     assert not records(sampler)
 
 
-def test_a_value_read_back_cannot_be_recorded():
+READERS = {
+    "item": lambda x: x.sum().item(),
+    "float": lambda x: float(x[0]),
+    "tolist": lambda x: x.tolist()[0],
+    "numpy": lambda x: x.numpy()[0],
+    "asarray": lambda x: np.asarray(x + 1)[0],
+    "dlpack": lambda x: np.from_dlpack(x)[0],
+    "address": lambda x: x.data_ptr() % 2,
+    "storage": lambda x: x.untyped_storage()[0],
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_value_read_back_cannot_be_recorded(reader):
     with pytest.raises(RuntimeError, match="reads a value back"):
-        record(lambda x: x * x.sum().item(), (torch.ones(2),))
+        record(lambda x: x * READERS[reader](x), (torch.ones(2),))
+
+
+def test_what_a_constant_holds_may_be_read():
+    factors = torch.tensor([2.0, 3.0])
+    replay = record(lambda x: x * factors.tolist()[1] + factors.numpy()[0], (torch.ones(2),))[0]
+    assert torch.equal(replay(torch.zeros(2)), torch.full((2,), 2.0))
 
 
 def test_a_record_has_other_values_lists_and_results_of_several_tensors():
