@@ -151,14 +151,19 @@ def _rules_of(module: nn.Module) -> tuple[Rule, ...]:
 
 
 def _norms_before_activations(model: nn.Module) -> list[Found]:
-    """diffusers' networks and autoencoders end in a norm, a SiLU and a convolution."""
+    """diffusers' networks and autoencoders end in a norm, a SiLU and a convolution.
+
+    Some versions share one SiLU among all their modules, of which none may become the identity.
+    """
+    places = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
     found: list[Found] = []
     for name, module in model.named_modules():
         norm, act, last = (
             getattr(module, part, None) for part in ("conv_norm_out", "conv_act", "conv_out")
         )
         known = original_class(module).__name__ in ENDS and last is not None
-        if known and type(norm) is nn.GroupNorm and type(act) is nn.SiLU:
+        alone = places[id(norm)] == places[id(act)] == 1
+        if known and alone and type(norm) is nn.GroupNorm and type(act) is nn.SiLU:
             found.append((f"{name}.conv_norm_out".lstrip("."), norm, layers.NORM_SILU))
             found.append((f"{name}.conv_act".lstrip("."), act, layers.ITS_SILU))
     return found

@@ -229,6 +229,17 @@ def test_what_computes_something_else_is_left():
     assert len(lddgan_kernels.patch(model).replaced) == 1
 
 
+def test_an_activation_that_modules_share_stays():
+    model = nn.ModuleList([s.Decoder(), nn.SiLU()]).eval()
+    model[0].conv_act = model[1]
+    x = torch.randn(2, 32, 12, 10)
+    with torch.no_grad():
+        expected = model[0](x)
+        lddgan_kernels.patch(model)
+        assert torch.equal(model[1](x), nn.functional.silu(x))
+        torch.testing.assert_close(model[0](x), expected)
+
+
 def test_hooks_inside_a_block_keep_it():
     model, inputs = build("diffusers")
     seen = []
