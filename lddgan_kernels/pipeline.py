@@ -4,6 +4,7 @@
 
     pipeline = Pipeline.from_pretrained("runs/digits")
     images = pipeline(torch.arange(16))
+    threes = pipeline(torch.arange(16), labels=torch.full((16,), 3))  # of a run with labels
     pipeline.save_pretrained("mine")
 
 A shared folder holds `generator.safetensors`, for LDDGAN `autoencoder.safetensors`, `config.toml`,
@@ -52,6 +53,7 @@ class Pipeline:
         source: str | os.PathLike[str],
         device: torch.device | str = "cpu",
         *,
+        guidance: float = 0.0,
         revision: str | None = None,
         token: str | None = None,
     ) -> "Pipeline":
@@ -60,6 +62,7 @@ class Pipeline:
         Args:
             source: the folder; where there is none, "owner/name" on the hub (extra `hub`).
             device: where to draw.
+            guidance: by the class, at each step, of a system with labels.
             revision: of the hub's repository.
             token: for the hub; None: what its own login stored.
 
@@ -79,11 +82,21 @@ class Pipeline:
             raise FileNotFoundError(f"Pipeline: source must hold {WEIGHTS[0]}, got {folder}")
         stored = folder / "scores.json"
         scores = json.loads(stored.read_text()) if stored.exists() else read_scores(run.log)
-        return cls(load_system(weights / WEIGHTS[0], device), weights, scores)
+        system = load_system(weights / WEIGHTS[0], device, guidance=guidance)
+        return cls(system, weights, scores)
 
-    def __call__(self, seeds: Tensor, batch_size: int = 64) -> Tensor:
-        """Images (N, C, H, W) uint8 on the CPU of seeds (N,) int64."""
-        return self.system(seeds, batch_size)
+    def __call__(self, seeds: Tensor, batch_size: int = 64, labels: Tensor | None = None) -> Tensor:
+        """Images (N, C, H, W) uint8 on the CPU.
+
+        Args:
+            seeds: (N,) int64.
+            batch_size: drawn at once.
+            labels: (N,) int64, the class of each; None: each seed's own, its remainder.
+
+        Raises:
+            ValueError: there is no such class.
+        """
+        return self.system(seeds, batch_size, labels)
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, name: str | None = None) -> None:
         """Writes weights, configuration, card, scores and a picture of the first 16 samples.

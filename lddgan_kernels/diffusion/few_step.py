@@ -114,8 +114,8 @@ def _guided(
     both = _predictors(generator, t.repeat(1, 2), z.repeat(1, 2, 1), twice(labels))
 
     def predict(call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        labelled, unlabelled = call(torch.cat([x, x])).chunk(2)
-        return guide(labelled, unlabelled, strength).clamp(-1.0, 1.0)
+        count, found = x.shape[0], call(torch.cat([x, x]))  # chunk(2) would bind a batch
+        return guide(found[:count], found[count:], strength).clamp(-1.0, 1.0)
 
     return [partial(predict, call) for call in both]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,12 @@ from lddgan_kernels.trainer.system import System
 Format = Literal["pt2", "aoti", "onnx"]
 PartName = Literal["sampler", "generator", "decoder"]
 
+# Of each method.
+PARTS = {
+    "gan": ("sampler", "generator", "decoder"),
+    "ddpm": ("generator", "decoder"),
+    "vae": ("sampler",),
+}
 OPSET = 20  # of ONNX
 # Images of the batch that is traced and of the one that is compared: unlike each other and 1, which
 # would be taken for a constant.
@@ -103,6 +109,19 @@ class _Decoder(nn.Module):
         return self.codec.decode(latents.contiguous(memory_format=self._layout)).contiguous()
 
 
+class _Noise(nn.Module):
+    """The noise in x (N, c, h, w) at step t (N,) float32, of a DDPM."""
+
+    def __init__(self, system: System) -> None:
+        super().__init__()
+        self.generator, self._layout = system.generator, networks.layout(system.config)
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        given = (t, x.new_empty(x.shape[0], 0)) + (() if labels is None else (labels,))
+        noise: Tensor = self.generator(x.contiguous(memory_format=self._layout), *given)
+        return noise.contiguous()
+
+
 class _Generator(nn.Module):
     """x_0 from x (N, c, h, w), t (N,) int64 and z (N, z_dim)."""
 
@@ -125,8 +144,8 @@ def export(
 
     Args:
         system: on the device that the file is for.
-        part: "sampler", from seeds to images of about [-1, 1]; "generator", from (x, t, z) to x_0;
-            "decoder", from what the generator makes to images.
+        part: "sampler", from seeds to images of about [-1, 1]; "generator", from (x, t, z) to x_0,
+            of a DDPM from (x, t) to the noise; "decoder", from what is sampled to images.
         format: "pt2" of torch.export, "aoti" of AOTInductor, "onnx".
         out: the file.
         portable: made of PyTorch's operators alone, so that it runs without this package; always
@@ -172,7 +191,7 @@ def export(
 
 def _part(system: System, name: PartName) -> Part:
     config, device = system.config, system.device
-    allowed = {"gan": get_args(PartName), "vae": ("sampler",), "ddpm": ("decoder",)}[config.method]
+    allowed = PARTS[config.method]
     if isinstance(system.codec, PixelCodec):  # pixels need no decoder
         allowed = tuple(part for part in allowed if part != "decoder")
     if name not in allowed:
@@ -184,7 +203,7 @@ def _part(system: System, name: PartName) -> Part:
     def normal(*size: int) -> Tensor:
         return torch.randn(size, generator=generator).to(device)
 
-    classes = config.classes if config.method == "gan" else 0
+    classes = config.classes if config.method != "vae" else 0
     named = ("labels",) if classes else ()
 
     def labels(n: int) -> tuple[Tensor, ...]:
@@ -199,6 +218,14 @@ def _part(system: System, name: PartName) -> Part:
         return Part(module.eval(), ("seeds", *named), "images", seeds)
     if name == "decoder":
         return Part(_Decoder(system).eval(), ("latents",), "images", lambda n: (normal(n, *shape),))
+    if config.method == "ddpm":
+        times = config.ddpm.num_steps
+
+        def noisy(n: int) -> tuple[Tensor, ...]:
+            t = (torch.arange(n, device=device) * 37 % times).float()
+            return normal(n, *shape), t, *labels(n)
+
+        return Part(_Noise(system).eval(), ("x", "t", *named), "noise", noisy)
     steps, z_dim = config.diffusion.num_steps, config.generator.z_dim
 
     def call(n: int) -> tuple[Tensor, ...]:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from lddgan_kernels import diffusion
-from lddgan_kernels._checks import fail
+from lddgan_kernels._checks import check_labels, fail
+from lddgan_kernels.diffusion.guidance import NO_LABEL
 from lddgan_kernels.trainer import networks
 from lddgan_kernels.trainer.codec import Codec
 from lddgan_kernels.trainer.config import Config
@@ -75,16 +76,27 @@ class System:
 
         `labels` (N,) are the classes to draw; left out, `labels_of` the seeds.
         """
-        labels = self.labels_of(seeds) if labels is None else labels
+        labels = self._checked(seeds, labels)
         given = (seeds,) if labels is None else (seeds, labels)
         parts = zip(*(x.split(batch_size) for x in given), strict=True)
         return torch.cat([to_uint8(self.draw(*part)) for part in parts])
 
     def draw(self, seeds: Tensor, labels: Tensor | None = None) -> Tensor:
         """Images of about [-1, 1] (N, C, H, W), on the device; likewise."""
-        labels = self.labels_of(seeds) if labels is None else labels
+        labels = self._checked(seeds, labels)
         with autocast(self.config, self.device):
             return self._draw(*((seeds,) if labels is None else (seeds, labels)))
+
+    def _checked(self, seeds: Tensor, labels: Tensor | None) -> Tensor | None:
+        """The classes to draw of the seeds; raises ValueError for those that there are not."""
+        if labels is None:
+            return self.labels_of(seeds)
+        classes = self.config.classes
+        check_labels("sample", labels, len(seeds), classes)
+        wrong = labels[(labels < NO_LABEL) | (labels >= classes)]
+        if len(wrong):
+            raise fail("sample", "labels", f"in 0..{classes - 1}", int(wrong[0]))
+        return labels
 
     def labels_of(self, seeds: Tensor) -> Tensor | None:
         """Each seed's class where none is asked for, its remainder; None: there are no classes."""

@@ -28,11 +28,15 @@ SYSTEMS = {
     "ddgan": {"codec": "none"},
     "ddgan-labels": {"codec": "none", "classes": 3},
     "wddgan": {"codec": "haar", "generator": {"kind": "wavelet"}},
+    "vae": {"method": "vae", "autoencoder": {"kl": True, "codebook_size": 0}},
+    "ddpm": {"method": "ddpm", "codec": "none", "generator": {"z_dim": 0, "tanh_out": False}},
 }
+GUIDED = {"ddgan-labels": 1.5}
 # The sampler holds the other two.
 MADE = [
-    *((kind, "sampler") for kind in SYSTEMS),
+    *((kind, "sampler") for kind in SYSTEMS if kind != "ddpm"),
     ("lddgan-vit", "generator"),
+    ("ddpm", "generator"),
     ("lddgan", "decoder"),
 ]
 
@@ -46,15 +50,16 @@ def system(kind):
     autoencoder = None
     if config.codec == "autoencoder":
         autoencoder = networks.build_autoencoder(config).eval()
-    generator = networks.build_generator(config).eval()
+    generator = None if config.method == "vae" else networks.build_generator(config).eval()
     with torch.no_grad():
         for part in (generator, autoencoder):
             for parameter in () if part is None else part.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.1)  # last layers start at 0
-    generator = networks.place(generator.requires_grad_(False), "cpu", config)
-    if autoencoder is not None:
-        networks.place(autoencoder, "cpu", config)
-    return System(config, generator, networks.build_codec(config, autoencoder))
+    for part in (generator, autoencoder):
+        if part is not None:
+            networks.place(part.requires_grad_(False), "cpu", config)
+    codec = networks.build_codec(config, autoencoder)
+    return System(config, generator or autoencoder, codec, GUIDED.get(kind, 0.0))
 
 
 def check(path, kind, format, part):
@@ -133,6 +138,12 @@ def test_what_cannot_be_exported_leaves_no_file(tmp_path, monkeypatch):
         match="part must be sampler or generator for method gan, codec none, got decoder",
     ):
         exports.export(system("ddgan"), "decoder", "pt2", out)
+    for kind, part, there in (
+        ("ddpm", "sampler", "generator for method ddpm, codec none"),
+        ("vae", "generator", "sampler for method vae, codec autoencoder"),
+    ):
+        with pytest.raises(ValueError, match=f"part must be {there}, got {part}"):
+            exports.export(system(kind), part, "pt2", out)
     monkeypatch.setattr(exports, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="format onnx needs onnx and onnxscript: pip install"):
         exports.export(system("ddgan"), "sampler", "onnx", out)

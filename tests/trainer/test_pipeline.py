@@ -21,6 +21,7 @@ from lddgan_kernels.pipeline import Pipeline
 from lddgan_kernels.trainer import networks
 from lddgan_kernels.trainer.folder import RunFolder
 from lddgan_kernels.trainer.network_files import save_autoencoder, save_generator
+from lddgan_kernels.trainer.system import System
 from tests.trainer.test_exports import system
 
 SEEDS = torch.tensor([3, 5])
@@ -55,6 +56,24 @@ def test_a_run_is_saved_and_loaded(run, tmp_path):
     (out / "mine.txt").write_text("kept")
     with pytest.raises(FileExistsError, match=r"new or empty one, got .*, which holds mine.txt"):
         other.save_pretrained(out)
+
+
+def test_classes_and_guidance(tmp_path):
+    whole = system("ddgan-labels")
+    folder = RunFolder(tmp_path / "run")
+    save_generator(whole.config, folder.generator, whole.generator, None)
+    Pipeline.from_pretrained(folder.path).save_pretrained(tmp_path / "shared")
+    pipeline = Pipeline.from_pretrained(tmp_path / "shared", guidance=1.5)
+    labels = torch.tensor([2, 0])
+    assert torch.equal(pipeline(SEEDS, labels=labels), whole(SEEDS, labels=labels))
+    assert not torch.equal(pipeline(SEEDS, labels=labels), pipeline(SEEDS, labels=1 - labels // 2))
+    assert torch.equal(pipeline(SEEDS), pipeline(SEEDS, labels=SEEDS % 3))
+    for wrong, told in (([2, 3], "in 0..2, got 3"), ([1], r"of shape \(2,\), got \(1,\)")):
+        with pytest.raises(ValueError, match=f"sample: labels must be {told}"):
+            pipeline(SEEDS, labels=torch.tensor(wrong))
+    plain = System(*(getattr(system("ddgan"), name) for name in ("config", "generator", "codec")))
+    with pytest.raises(ValueError, match="labels must be None where there are no classes"):
+        plain(SEEDS, labels=labels)
 
 
 def test_hub(run, tmp_path, monkeypatch):
