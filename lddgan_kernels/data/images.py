@@ -139,8 +139,9 @@ def open_images(
     channels: 3 (RGB) or 1 (grey).
     enlarge: use smaller images too, enlarged.
 
-    Labels, where all pictures have one: `y`, CIFAR's, the digits; else a `dataset.json` as StyleGAN
-    has it, beside the pictures of a folder or zip; else the folders, in the order of their names.
+    Labels, where all pictures have one: `y`, CIFAR's, the digits, a parquet file's column `label`,
+    WebDataset's `.cls`; else a `dataset.json` as StyleGAN has it, beside the pictures of a folder
+    or zip; else the folders, in the order of their names.
 
     Returns: `ImageDataset`. Raises FileNotFoundError for a missing path, ValueError where nothing
     usable is found or the format is not as described, ImportError where pyarrow is not installed.

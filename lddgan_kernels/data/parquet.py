@@ -6,10 +6,13 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lddgan_kernels._checks import fail
 from lddgan_kernels.data.kinds import check_bytes, readable
 from lddgan_kernels.data.source import Skipped
 
+LABELS = ("label", "labels", "fine_label", "class")
 NAMES = ("image", "img", "jpg", "png", "webp", "picture", "photo")
 
 
@@ -21,16 +24,19 @@ def training_files(paths: list[Path]) -> list[Path]:
 
 
 class ParquetSource:
-    """Images of one column: encoded ones, or `{"bytes": encoded, "path": ...}`, row by row."""
+    """Images of one column: encoded ones, or `{"bytes": encoded, "path": ...}`, row by row.
+
+    Labels are the integers of a column `label`, `labels`, `fine_label` or `class`.
+    """
 
     def __init__(self, name: str, paths: list[Path]) -> None:
         self.name = name
-        self.labels = None
         self.passed_over: Skipped = []
         # (file, row group, its rows), one after the other.
         self._groups: list[tuple[Path, int, int]] = []
         self._held: tuple[int, list[Any]] | None = None
         self._column = ""
+        labels: list[Any] = []
         for path in paths:
             try:
                 with _open(path) as file:
@@ -39,6 +45,7 @@ class ParquetSource:
                         file.metadata.row_group(group).num_rows
                         for group in range(file.num_row_groups)
                     ]
+                    labels += _read_labels(file)
             except ImportError:
                 raise
             except Exception as error:  # pyarrow raises a different one for each kind of damage
@@ -50,6 +57,9 @@ class ParquetSource:
             self._column = column
             self._groups += [(path, group, count) for group, count in enumerate(rows)]
         self._ends = list(accumulate(count for _, _, count in self._groups))
+        # Where a part has none, or some of a test set are -1, there are none.
+        whole = len(labels) == len(self) and min(labels, default=-1) >= 0
+        self.labels = torch.tensor(labels) if whole else None
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -107,6 +117,19 @@ def _find_column(schema: Any) -> str:
             f"a column of images, {' or '.join(NAMES[:2])}, must be there, got {schema.names}"
         )
     return found[0]
+
+
+def _read_labels(file: Any) -> list[int]:
+    """The classes of a file's rows; none where it has none, or a row has none."""
+    import pyarrow as pa
+
+    for name in LABELS:
+        if name in file.schema_arrow.names and pa.types.is_integer(
+            file.schema_arrow.field(name).type
+        ):
+            found = file.read(columns=[name], use_threads=False).column(0)
+            return [] if found.null_count else found.to_pylist()
+    return []
 
 
 def _open(path: Path) -> Any:

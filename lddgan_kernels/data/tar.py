@@ -5,12 +5,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
 from lddgan_kernels._checks import fail
 from lddgan_kernels.data.kinds import LARGEST, check_bytes, is_picture, readable
 from lddgan_kernels.data.labels import labels_of_folders
 from lddgan_kernels.data.source import Skipped
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+
+LABEL = ".cls"  # of WebDataset
 
 # How gzip, bzip2 and xz files begin.
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0")
@@ -93,13 +98,30 @@ def _compressed(path: Path, archive: tarfile.TarFile, passed_over: Skipped) -> I
 
 
 class TarSource:
-    """The images among files of archives, in their order; labels by their folders."""
+    """The images among files of archives, in their order.
+
+    Labels are WebDataset's, numbers in files `.cls` beside the pictures, or else the folders.
+    """
 
     def __init__(self, name: str, members: list[Member], passed_over: Skipped) -> None:
         self.name = name
         self.passed_over = passed_over
         self._members = [member for member in members if _is_picture(member)]
-        self.labels = labels_of_folders([member.name for member in self._members])
+        self.labels = self._find_labels(members)
+
+    def _find_labels(self, members: list[Member]) -> Tensor | None:
+        numbered = {_key(m): m for m in members if m.name.endswith(LABEL)}
+        if not numbered:
+            return labels_of_folders([member.name for member in self._members])
+        found = []
+        for index, member in enumerate(self._members):
+            try:
+                found.append(int(numbered[_key(member)].read(20)))
+            except (KeyError, OSError, ValueError):
+                reason = f"gives no labels: beside it must lie a number in a file {LABEL}"
+                self.passed_over.append((self.item_name(index), reason))
+                return None
+        return torch.tensor(found)
 
     def __len__(self) -> int:
         return len(self._members)
@@ -111,6 +133,12 @@ class TarSource:
     def read(self, index: int) -> bytes:
         check_bytes(self._members[index].size)
         return self._members[index].read()
+
+
+def _key(member: Member) -> tuple[Path, str]:
+    """The same for all files of a sample: what comes before the first dot of its name."""
+    folder, _, name = member.name.rpartition("/")
+    return member.archive, f"{folder}/{name.partition('.')[0]}"
 
 
 def open_shards(name: str, paths: list[Path]) -> TarSource:

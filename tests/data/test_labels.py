@@ -81,6 +81,47 @@ def test_a_dataset_json_that_cannot_be_used_is_named(tmp_path, text, reason):
     assert re.search(reason, why)
 
 
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_webdataset(tmp_path, mode):
+    (tmp_path / "set").mkdir()
+    suffix = "tar" if mode == "w" else "tar.gz"
+    for shard, classes in enumerate(("3", " 0\n"), 1):  # names begin anew in each
+        files = {"0.jpg.png": png(PIXELS[0]), "0.cls": classes.encode(), "1.cls": b"2"}
+        write_tar(tmp_path / f"set/{shard}.{suffix}", files | {"1.png": png(PIXELS[1])}, mode)
+    assert labels(tmp_path / "set") == [3, 2, 0, 2]
+    assert labels(tmp_path / f"set/1.{suffix}") == [3, 2]
+    for content in (b"cat", None):
+        files = {"a/0.png": png(PIXELS[0]), "a/0.cls": b"1", "b/1.png": png(PIXELS[1])}
+        write_tar(tmp_path / "a.tar", files | ({} if content is None else {"b/1.cls": content}))
+        dataset = open_images(tmp_path / "a.tar", 16)
+        assert dataset.labels is None
+        [(name, why)] = dataset.skipped
+        assert name == "a.tar:b/1.png"
+        assert why == "gives no labels: beside it must lie a number in a file .cls"
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"label": [[2, 0], [1]]}, [2, 0, 1]),
+        ({"coarse_label": [[0, 0], [0]], "fine_label": [[5, 6], [7]]}, [5, 6, 7]),
+        ({"label": [["cat", "dog"], ["cat"]], "class": [[1, 1], [0]]}, [1, 1, 0]),
+        ({"label": [[1, None], [1]]}, None),
+        ({"label": [[-1, -1], [-1]]}, None),
+        ({"label": [[1, 2], None]}, None),
+        ({}, None),
+    ],
+)
+def test_parquet(tmp_path, columns, expected):
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    for part, pictures in enumerate((PIXELS[:2], PIXELS[2:3])):
+        table = {"image": [{"bytes": png(picture), "path": "x.png"} for picture in pictures]}
+        table |= {name: parts[part] for name, parts in columns.items() if parts[part]}
+        pq.write_table(pa.table(table), tmp_path / f"train-0000{part}-of-00002.parquet")
+    assert labels(tmp_path) == expected
+
+
 def test_samples_of_classes_are_a_data_set_with_labels(tmp_path):
     fill(tmp_path, names := ["3/0.png", "10/0.png"])
     fill(tmp_path, ["3/1.png", "grid.png"])  # of an earlier call
