@@ -10,6 +10,7 @@ rotate through more memory than the L2 cache holds, and replayed CUDA graphs are
 """
 
 import functools
+import getpass
 import json
 import math
 import os
@@ -18,6 +19,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -108,6 +110,9 @@ def ensure_environment(isa: str | None = None) -> None:
     An allocator that does not fault in large outputs anew; and `isa`, one of INSTRUCTION_SETS.
     """
     wanted = INSTRUCTION_SETS[isa] if isa else {}
+    if isa:  # code that PyTorch compiled for another set and kept would run, and add up wrong
+        kept = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}_{isa}"
+        wanted = wanted | {"TORCHINDUCTOR_CACHE_DIR": str(kept)}
     if sys.platform == "linux":
         wanted = wanted | {"GLIBC_TUNABLES": TUNABLES}
     if any(os.environ.get(name) != value for name, value in wanted.items()):
@@ -265,22 +270,25 @@ def _ratio(rows: list[dict], side: str) -> float:
 
 
 def _commit() -> str:
+    """The last commit of more than stored results, with "-dirty" where files differ from it."""
     git = shutil.which("git")
     if git is None:  # results are worth more than where they came from
         return "unknown"
-    result = subprocess.run(
-        [git, "describe", "--always", "--dirty"],
-        cwd=RESULTS.parent,
-        capture_output=True,
-        text=True,
-    )
-    return result.stdout.strip() or "unknown"
+
+    def ask(*arguments: str) -> str:
+        command = [git, *arguments, "--", ":/", ":(exclude,top)benchmarks/results"]
+        result = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True)
+        return result.stdout.strip()
+
+    commit = ask("log", "-1", "--format=%h") or "unknown"
+    return commit + "-dirty" * bool(ask("status", "--porcelain", "--untracked-files=no"))
 
 
-def store(benchmark: str, rows: list[dict], summary: dict, complete: bool = True) -> str:
-    """Writes a benchmark's rows to results/<device>.json, replacing its earlier ones; says where.
+def store(benchmark: str, rows: list[dict], complete: bool = True) -> str:
+    """Writes a benchmark's rows to results/<device>.json, among those of earlier runs; says where.
 
-    Not from a working tree with changes: nobody could measure it again.
+    A row replaces that of the same name; each keeps the commit that it was measured on. Not from a
+    working tree with changes: nobody could measure it again.
     """
     commit = _commit()
     if commit.endswith("-dirty"):
@@ -288,14 +296,13 @@ def store(benchmark: str, rows: list[dict], summary: dict, complete: bool = True
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{device_name()}.json"
     data = json.loads(path.read_text()) if path.exists() else {}
+    origin = {"commit": commit, "date": date.today().isoformat(), "torch": torch.__version__}
+    found = data.get(benchmark, {"rows": [], "complete": False})
+    merged = {row["name"]: row for row in found["rows"] + [row | origin for row in rows]}
     data[benchmark] = {
-        "date": date.today().isoformat(),
-        "commit": commit,
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "complete": complete,
-        "summary": summary,
-        "rows": rows,
+        "complete": complete or found["complete"],
+        "summary": _summary([row for row in merged.values() if "group" in row]),
+        "rows": list(merged.values()),
     }
     path.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")
     return f"stored in {path}"
@@ -321,7 +328,7 @@ def run(benchmark: str, cases: Iterable[Case], seconds: float = 0.6) -> dict:
             for side, found in sides.items():
                 print(f"{benchmark} | {group}: {_verdict(side, **found)}")
         if rows:
-            print(store(benchmark, rows, summary, complete), flush=True)
+            print(store(benchmark, rows, complete), flush=True)
     return summary
 
 

@@ -10,7 +10,7 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -53,6 +53,12 @@ def sides(module: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Callable[.
         error, allowed = relative_error(call(*inputs), exact), 4 * plain + unit_roundoff(dtype)
         assert error <= allowed, f"{name}: error {error:.2e} exceeds {allowed:.2e}"
     return found
+
+
+def comparable(sides: Iterable[str]) -> tuple[str, ...]:
+    """Those to be ahead of: neither ours nor the published form, nor what ignores the limits."""
+    others = (name for name in sides if name != "ours" and not name.startswith("published"))
+    return tuple(name for name in others if not (LIMITED and name == ONNXRUNTIME))
 
 
 def _wide(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

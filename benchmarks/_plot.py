@@ -33,13 +33,16 @@ def _table(data: dict) -> str:
         "|---|---|---|---|",
     ]
     for name, result in sorted(data.items()):
+        commits: dict = {}
+        for row in result["rows"]:
+            commits.setdefault(row.get("group"), {})[row["commit"]] = None
         for group, sides in result["summary"].items():
             over = "; ".join(
                 f"{side} {found['ratio']:.2f}x"
                 + (f" ({found['target']:g}x)" if found["target"] else "")
                 for side, found in sides.items()
             )
-            lines.append(f"| `{name}` | {group} | {over} | {result['commit']} |")
+            lines.append(f"| `{name}` | {group} | {over} | {', '.join(commits[group])} |")
     return "\n".join(lines) + "\n"
 
 

@@ -117,7 +117,7 @@ def main(everything: bool = False) -> None:
             shown += f" ({row['gradients_and_engine']:.1f} with the engine)"
         print(f"  {name:18s} {shown}", flush=True)
         rows.append(row | {"engine": engine, "asked": ASKED})
-    store("dispatch_overhead", rows, {})
+    store("dispatch_overhead", rows)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 import json
 import re
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,8 +25,7 @@ RESULT = {
             "compile": {"ratio": 0.5, "target": None},
         }
     },
-    "commit": "abc",
-    "rows": [],
+    "rows": [{"group": "float32 forward", "commit": "abc"}],
 }
 
 
@@ -59,10 +59,57 @@ def test_results_are_stored_where_git_is_absent(monkeypatch):
     assert _harness._commit() == "unknown"
 
 
+def test_stored_results_alone_are_no_change(tmp_path, monkeypatch):
+    folder = tmp_path / "benchmarks/results"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(_harness, "RESULTS", folder)
+
+    def git(*arguments):
+        who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    code, result = tmp_path / "code.py", folder / "cpu.json"
+    git("init")
+    code.write_text("1")
+    result.write_text("{}")
+    git("add", ".")
+    git("commit", "-m", "code")
+    commit = _harness._commit()
+    result.write_text('{"a": 1}')
+    assert _harness._commit() == commit
+    git("commit", "-am", "results")
+    assert _harness._commit() == commit
+    code.write_text("2")
+    assert _harness._commit() == f"{commit}-dirty"
+
+
+def test_later_rows_join_those_stored_before(tmp_path, monkeypatch):
+    monkeypatch.setattr(_harness, "RESULTS", tmp_path)
+
+    def row(name, seconds):
+        times = {"ours": [0, 1.0, 0], "eager": [0, seconds, 0]}
+        return {
+            "name": name,
+            "group": "group",
+            "seconds_p20_p50_p80": times,
+            "targets": {},
+            "share": None,
+        }
+
+    for commit, rows in (("a", [row("x", 4.0), row("y", 4.0)]), ("b", [row("y", 9.0)])):
+        monkeypatch.setattr(_harness, "_commit", lambda commit=commit: commit)
+        _harness.store("op", rows, complete=commit == "a")
+    (path,) = tmp_path.iterdir()
+    stored = json.loads(path.read_text())["op"]
+    assert [(row["name"], row["commit"]) for row in stored["rows"]] == [("x", "a"), ("y", "b")]
+    assert stored["summary"]["group"]["eager"]["ratio"] == pytest.approx(6.0)
+    assert stored["complete"]
+
+
 def test_results_of_changed_files_are_not_stored(tmp_path, monkeypatch):
     monkeypatch.setattr(_harness, "RESULTS", tmp_path)
     monkeypatch.setattr(_harness, "_commit", lambda: "abc-dirty")
-    assert _harness.store("op", [], {}).startswith("not stored")
+    assert _harness.store("op", []).startswith("not stored")
     assert not list(tmp_path.iterdir())
 
 
