@@ -3,7 +3,7 @@
     python -m lddgan_kernels.encode --run runs/cifar10 --data photos.zip --out latents.bin
 
 encodes images with a run's autoencoder into a memory-mapped file; encoding that was cut short goes
-on where it stopped.
+on where it stopped. Under `torchrun` the processes share the batches, and the file is the same.
 """
 
 import sys
@@ -15,7 +15,7 @@ import torch
 import tyro
 
 from lddgan_kernels._checks import check_device, fail
-from lddgan_kernels.trainer import command
+from lddgan_kernels.trainer import command, distributed
 from lddgan_kernels.trainer.latents import encode_images
 
 
@@ -47,14 +47,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise fail("encode", "out", "a file", f"the folder {options.out}")
         if options.batch_size < 1:
             raise fail("encode", "batch_size", "at least 1", options.batch_size)
-        cache, skipped = encode_images(
-            options.run,
-            options.out,
-            data=options.data,
-            limit=options.limit,
-            batch_size=options.batch_size,
-            device=options.device,
-        )
+        with distributed.processes(options.device) as device:
+            cache, skipped = encode_images(
+                options.run,
+                options.out,
+                data=options.data,
+                limit=options.limit,
+                batch_size=options.batch_size,
+                device=device,
+            )
+            if distributed.rank() > 0:
+                return
         print(f"{len(cache)} images -> {options.out}, {tuple(cache.shape)} {cache.dtype}")
         print(f"largest |latent| {cache.abs_max:.4g}; {len(skipped)} images skipped")
         for name, reason in skipped[:20]:

@@ -12,12 +12,14 @@ from lddgan_kernels.data.download import cache_folder, download
 from lddgan_kernels.data.folder import read_listed, write_listed
 from lddgan_kernels.data.images import ImageDataset, open_images
 from lddgan_kernels.data.latents import LatentCache, weights_fingerprint
+from lddgan_kernels.data.share import Share
 
 __all__ = [
     "Digits",
     "ImageDataset",
     "LatentCache",
     "PixelCache",
+    "Share",
     "cache_folder",
     "cache_pixels",
     "download",

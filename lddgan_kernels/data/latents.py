@@ -8,18 +8,19 @@ import os
 import shutil
 import warnings
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from lddgan_kernels._checks import fail
 from lddgan_kernels.data.batches import PixelCache, epoch_order
 from lddgan_kernels.data.file_array import FileArray
 from lddgan_kernels.data.images import ImageDataset
+from lddgan_kernels.data.share import ALONE, Share, encode_together, merge_bad
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -84,12 +85,15 @@ class LatentCache:
         dtype: torch.dtype = torch.float16,
         device: torch.device | str = "cpu",
         workers: int = 0,
+        share: Share = ALONE,
     ) -> "LatentCache":
         """Opens the cache at `path` if it was made from these, else encodes the data set.
 
         encode: (B, C, H, W) float32 in [-1, 1] on `device` -> latents (B, c, h, w), unscaled.
         fingerprint: of the autoencoder, `weights_fingerprint`.
         flip: also encode each image mirrored.
+        share: the processes that call this; batches are as in one, and so are the latents. Rank 0
+            writes.
 
         Encoding that was cut short goes on where it stopped; the file appears under its name only
         when whole. What is there but is damaged, or was made from other pictures or by another
@@ -101,35 +105,67 @@ class LatentCache:
         names = [name for name, known in DTYPES.items() if known == dtype]
         if not names:
             raise fail("LatentCache", "dtype", ", ".join(DTYPES), dtype)
-        described = _describe(dataset)
-        try:
-            found = cls.open(path, fingerprint, dataset=dataset)
-            if found.dtype == dtype and found.shape[1] == (2 if flip else 1):
-                part = path.with_name(path.name + ".part")
-                for left in (_sidecar(part), _sums(part)):  # by one killed right after its end
-                    left.unlink(missing_ok=True)
-                return found
-        except FileNotFoundError:
-            pass
-        except ValueError as error:
-            warnings.warn(f"{error}; it is made anew", stacklevel=2)
+        found = cls._find(path, dataset, fingerprint, dtype, flip) if share.rank == 0 else None
+        if share.gather(torch.tensor([found is not None]))[0]:
+            return found or cls.open(path, fingerprint)
         shape = _latent_shape(dataset, encode, flip, device)
         facts: dict[str, Any] = {
             "shape": shape,
             "dtype": names[0],
             "fingerprint": fingerprint,
-            "dataset": described,
+            "dataset": _describe(dataset),
         }
-        part = _encode_all(path, facts, dataset, encode, batch_size, device, workers)
-        facts["abs_max"] = _abs_max(_open_items(part, shape[0], shape[1:], dtype), dtype)
-        facts["stand_ins"] = _stand_ins(dataset)
-        facts["checksum"] = _checksum(part, facts)
-        _sidecar(path).unlink(missing_ok=True)
-        part.replace(path)
-        _write_json(_sidecar(path), facts)
-        _sidecar(part).unlink()
-        _sums(part).unlink()
-        return cls(path, facts)
+        part = path.with_name(path.name + ".part")
+        there = min(shape[0], _resumable(part, facts)) if share.rank == 0 else 0
+        first = int(share.gather(torch.tensor([there]))[0])
+        starts = range(first, shape[0], batch_size)
+        batches = [range(i, min(i + batch_size, shape[0])) for i in starts]
+        whole = torch.empty(batch_size, *shape[1:], dtype=dtype)
+
+        def encode_flips(images: Tensor) -> Tensor:
+            return _encode_flips(images, encode, flip, device)
+
+        latents = encode_together(dataset, encode_flips, batches, whole, workers, share)
+        if share.rank == 0:
+            _write(path, facts, first, latents)
+            merge_bad(dataset, share)
+            facts["abs_max"] = _abs_max(_open_items(part, shape[0], shape[1:], dtype), dtype)
+            facts["stand_ins"] = _stand_ins(dataset)
+            facts["checksum"] = _checksum(part, facts)
+            _sidecar(path).unlink(missing_ok=True)
+            part.replace(path)
+            _write_json(_sidecar(path), facts)
+            _sidecar(part).unlink()
+            _sums(part).unlink()
+        else:
+            deque(latents, maxlen=0)
+            merge_bad(dataset, share)
+        share.gather(torch.zeros(1))  # the file is there
+        return cls(path, facts) if share.rank == 0 else cls.open(path, fingerprint)
+
+    @classmethod
+    def _find(
+        cls,
+        path: Path,
+        dataset: ImageDataset | PixelCache,
+        fingerprint: str,
+        dtype: torch.dtype,
+        flip: bool,
+    ) -> "LatentCache | None":
+        """The cache at `path` if it was made from these."""
+        try:
+            found = cls.open(path, fingerprint, dataset=dataset)
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            warnings.warn(f"{error}; it is made anew", stacklevel=3)
+            return None
+        if found.dtype != dtype or found.shape[1] != (2 if flip else 1):
+            return None
+        part = path.with_name(path.name + ".part")
+        for left in (_sidecar(part), _sums(part)):  # by one killed right after its end
+            left.unlink(missing_ok=True)
+        return found
 
     @classmethod
     def open(
@@ -255,30 +291,20 @@ def _encode_flips(
         return torch.stack([encode(x), encode(x.flip(-1))] if flip else [encode(x)], dim=1)
 
 
-def _encode_all(
-    path: Path,
-    facts: dict[str, Any],
-    dataset: ImageDataset | PixelCache,
-    encode: Callable[[Tensor], Tensor],
-    batch_size: int,
-    device: torch.device | str,
-    workers: int,
-) -> Path:
-    """Writes `path.part`, from where an earlier attempt with the same `facts` stopped."""
+def _write(path: Path, facts: dict[str, Any], first: int, latents: Iterator[Tensor]) -> None:
+    """Writes `path.part` from image `first` on, what is before it being of an earlier attempt."""
     from tqdm import tqdm
 
     part = path.with_name(path.name + ".part")
-    dtype = DTYPES[facts["dtype"]]
-    count, *item = facts["shape"]
-    item_bytes = math.prod(item) * dtype.itemsize
-    done = min(count, _resumable(part, facts, item_bytes))
-    needed = (count - done) * item_bytes
+    count, item_bytes = facts["shape"][0], _item_bytes(facts)
+    needed = (count - first) * item_bytes
     path.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(path.parent).free
     if free < needed:
         raise OSError(
             errno.ENOSPC, f"LatentCache: {path} needs {needed} bytes, {free} are free on its disk"
         )
+    done = first
     with (
         open(part, "ab") as file,
         open(_sums(part), "ab") as sums,
@@ -288,24 +314,14 @@ def _encode_all(
         file.truncate(done * item_bytes)
         sums.truncate(done * 4)
         _write_json(_sidecar(part), facts)
-        rest = torch.utils.data.Subset(dataset, range(done, count))
-        for images in DataLoader(rest, batch_size=batch_size, num_workers=workers):
-            latents = _encode_flips(images, encode, item[0] == 2, device).to(dtype).cpu()
-            if not latents.isfinite().all():
-                raise fail(
-                    "LatentCache",
-                    "encode",
-                    f"finite in {dtype}",
-                    f"inf or NaN among images {done}..{done + len(images) - 1}",
-                )
-            for one in latents.contiguous().flatten(1).view(torch.uint8).numpy():
+        for batch in latents:
+            for one in batch.contiguous().flatten(1).view(torch.uint8).numpy():
                 file.write(one.data)
                 sums.write(zlib.crc32(one.data).to_bytes(4, "little"))
-            done += len(images)
-            bar.update(len(images))
+            done += len(batch)
+            bar.update(len(batch))
         file.flush()
         os.fsync(file.fileno())
-    return part
 
 
 def _lock(file: BinaryIO, path: Path) -> None:
@@ -320,9 +336,15 @@ def _lock(file: BinaryIO, path: Path) -> None:
         raise OSError(f"LatentCache: {path} is being written by another process") from None
 
 
-def _resumable(part: Path, facts: dict[str, Any], item_bytes: int) -> int:
+def _item_bytes(facts: dict[str, Any]) -> int:
+    """Of an image's latents."""
+    size: int = math.prod(facts["shape"][1:]) * DTYPES[facts["dtype"]].itemsize
+    return size
+
+
+def _resumable(part: Path, facts: dict[str, Any]) -> int:
     """How many images of an earlier attempt with these facts are there, undamaged."""
-    done = 0
+    done, item_bytes = 0, _item_bytes(facts)
     try:
         if json.loads(_sidecar(part).read_text()) == facts:
             with open(part, "rb") as file, open(_sums(part), "rb") as sums:

@@ -11,6 +11,7 @@ from lddgan_kernels.data import (
     ImageDataset,
     LatentCache,
     PixelCache,
+    Share,
     weights_fingerprint,
 )
 from lddgan_kernels.models import Autoencoder
@@ -39,20 +40,13 @@ def encode_dataset(
     with the autoencoder. A cache that this autoencoder made of this data set is used again.
 
     Args:
-        check: called before each batch; may raise.
+        check: called by all processes after each batch; may raise, in all.
         scale: the latent scale to store in place of the measured one, if any.
     """
     autoencoder.eval()
     fingerprint = weights_fingerprint(autoencoder)
-    cache = None
-    if distributed.rank() == 0:
-        batch = max(1, min(ENCODED_AT_ONCE, PIXELS_AT_ONCE // config.images.resolution**2))
-        cache = create_cache(
-            config, folder.latents, dataset, autoencoder, fingerprint, batch, check
-        )
-    distributed.wait()
-    if cache is None:
-        cache = LatentCache.open(folder.latents, fingerprint)
+    batch = max(1, min(ENCODED_AT_ONCE, PIXELS_AT_ONCE // config.images.resolution**2))
+    cache = create_cache(config, folder.latents, dataset, autoencoder, fingerprint, batch, check)
     if not cache.abs_max > 0:
         raise ValueError(f"encode: the largest |latent| must be positive, got {cache.abs_max}")
     autoencoder.latent_scale.fill_(scale or cache.abs_max)
@@ -69,15 +63,18 @@ def create_cache(
     batch_size: int,
     check: Callable[[], None] = lambda: None,
 ) -> LatentCache:
-    """The unscaled latents of the data set in a file; `check` is called before each batch."""
+    """The unscaled latents of the data set in a file, encoded by all processes."""
     device = autoencoder.latent_scale.device
     layout = networks.layout(config)
 
     @torch.no_grad()
     def encode(images: Tensor) -> Tensor:
-        check()
         with autocast(config, device):
             return autoencoder.encode(images.contiguous(memory_format=layout)).float()
+
+    def gather(own: Tensor) -> Tensor:
+        check()
+        return distributed.gather(own.to(device)).cpu()
 
     return LatentCache.create(
         path,
@@ -88,6 +85,7 @@ def create_cache(
         batch_size=batch_size,
         device=device,
         workers=config.images.workers,
+        share=Share(distributed.rank(), distributed.world_size(), gather),
     )
 
 

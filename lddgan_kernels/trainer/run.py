@@ -67,8 +67,8 @@ class Run:
     """That of another, which is not trained again."""
 
     def check_stop(self) -> None:
-        """Raises Interrupted where a stop was asked for."""
-        if self.stop.asked:
+        """Raises Interrupted in all processes where one was asked to stop."""
+        if distributed.any_process(self.stop.asked, self.device):
             raise Interrupted("stopped between two stages")
 
     def report(self) -> None:

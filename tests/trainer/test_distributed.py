@@ -8,9 +8,13 @@ import time
 import pytest
 import torch
 import torch.multiprocessing as mp
+from PIL import Image
 
-from lddgan_kernels.trainer import distributed
+from lddgan_kernels import encode
+from lddgan_kernels.trainer import distributed, networks
+from lddgan_kernels.trainer.folder import RunFolder
 from lddgan_kernels.trainer.meter import Meter
+from lddgan_kernels.trainer.network_files import save_autoencoder
 from lddgan_kernels.trainer.run import train
 from tests.trainer.tiny import tiny
 
@@ -177,3 +181,38 @@ def test_one_process_and_two_have_the_same_losses(tmp_path, name):
     assert len(one) > RUNS[name].autoencoder_training.steps
     for a, b in zip(one, two, strict=True):
         assert b == pytest.approx(a, rel=1e-4, abs=1e-4)
+
+
+def options(run, pictures):
+    given = ["--run", run, "--data", pictures, "--device", "cpu", "--batch-size", 5]
+    return [str(one) for one in given]
+
+
+def encode_all(rank, port, run, pictures, out):
+    torch.set_num_threads(1)
+    join(rank, port)
+    assert encode.main([*options(run, pictures), "--out", str(out)]) == 0
+
+
+def test_one_process_and_two_encode_the_same(tmp_path):
+    """To the bit, past a broken picture."""
+    folder = RunFolder(tmp_path / "run")
+    config = tiny(precision="float32")
+    save_autoencoder(config, folder, networks.build_autoencoder(config))
+    (tmp_path / "pictures").mkdir()
+    for i, pixels in enumerate(torch.randint(0, 256, (23, 16, 16), dtype=torch.uint8)):
+        Image.fromarray(pixels.numpy()).save(tmp_path / "pictures" / f"{i:02}.png")
+    broken = tmp_path / "pictures" / "16.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    one, two = tmp_path / "one.bin", tmp_path / "two.bin"
+    given = (folder.path, tmp_path / "pictures")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert encode.main([*options(*given), "--out", str(one)]) == 0
+    torch.set_num_threads(threads)
+    spawn(encode_all, *given, two)
+    assert two.read_bytes() == one.read_bytes()
+    facts = [json.loads(path.with_name(f"{path.name}.json").read_text()) for path in (one, two)]
+    assert facts[0] == facts[1]
+    assert facts[0]["stand_ins"] == [[16, 17]]
+    spawn(encode_all, *given, two)  # it is there
