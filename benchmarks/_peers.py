@@ -29,7 +29,7 @@ ONNXRUNTIME = "onnxruntime, all instructions" if LIMITED else "onnxruntime"
 
 
 def sides(module: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Callable[..., Tensor]]:
-    """name -> the module's call on inputs of the same sizes, its output in float32.
+    """name -> the module's call on inputs of the same sizes and dtypes.
 
     Empty where a package is missing or the inputs are on a GPU.
 
@@ -104,6 +104,7 @@ def _openvino(model: bytes, dtype: torch.dtype) -> Callable[..., Tensor]:
 
     def call(*inputs: Tensor) -> Tensor:
         arrays = {i: _wide(x).numpy() for i, x in enumerate(inputs)}
-        return torch.from_numpy(np.array(request.infer(arrays, share_inputs=True)[0]))
+        out = np.array(request.infer(arrays, share_inputs=True)[0])
+        return torch.from_numpy(out).to(dtype)
 
     return call
