@@ -19,7 +19,7 @@ CLANG_FORMAT_FILES := $(wildcard csrc/cpu/* csrc/cuda/* csrc/include/lddgan/* py
 
 BIN := $(VENV)/bin
 TORCH_SPEC := $(if $(TORCH),torch==$(TORCH),torch>=2.11,<2.16)
-SOURCES := setup.py CMakeLists.txt pyproject.toml $(wildcard csrc/*/* csrc/include/lddgan/* python/*)
+SOURCES := setup.py CMakeLists.txt pyproject.toml $(wildcard csrc/*.cmake csrc/*/* csrc/include/lddgan/* python/*)
 
 .PHONY: train test test-instruction-sets sanitize bench lint docs check-cuda install clean
 install: $(VENV)/installed

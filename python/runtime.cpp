@@ -20,20 +20,25 @@ void parallel_ranges(int64_t count, int64_t grain, RangeBody body, const void* c
 
 int num_threads() { return at::in_parallel_region() ? 1 : at::get_num_threads(); }
 
-static constexpr const char* kIsaNames[] = {"baseline", "avx2", "avx512", "avx512bf16"};
+#define LDDGAN_ISA_NAME(isa, name, Args) #isa,
+static constexpr const char* kIsaNames[] = {LDDGAN_FOR_EACH_ISA(LDDGAN_ISA_NAME, , )};
 
 static Isa detect() {
-  Isa best = Isa::kBaseline;
 #if defined(LDDGAN_X86)
+  Isa best = Isa::baseline;
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
       __builtin_cpu_supports("f16c")) {
-    best = Isa::kAvx2;
+    best = Isa::avx2;
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-      best = __builtin_cpu_supports("avx512bf16") ? Isa::kAvx512Bf16 : Isa::kAvx512;
+      best = __builtin_cpu_supports("avx512bf16") ? Isa::avx512bf16 : Isa::avx512;
     }
   }
+#elif defined(LDDGAN_AARCH64)
+  const Isa best = Isa::neon;  // all have it
+#else
+  const Isa best = Isa::baseline;
 #endif
   const char* name = std::getenv("LDDGAN_CPU_ISA");
   const std::string wanted = name ? name : "";

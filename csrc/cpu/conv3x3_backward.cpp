@@ -16,6 +16,10 @@ constexpr int64_t kRun = 32;
 // A block of the products: kConvLane output channels by so many input channels.
 constexpr int64_t kInputs = 32;
 constexpr int64_t kBlock = 16 * kConvLane * kInputs;
+// Of those, what is multiplied in registers at a time: so many output channels (AVX2: about) by
+// vectors of input channels.
+constexpr int kRowsOfGroup = kWidth == 16 ? 8 : 4;
+constexpr int kVectors = vectors_of(kRowsOfGroup), kColumns = kVectors * kWidth;
 
 // A e A': 16 values for every channel, laid out like those of transform_input.
 void transform_gradient(const Map& map, const Tile& t, float* v, int64_t step, int64_t stride) {
@@ -45,20 +49,23 @@ void multiply(const float* rows, const float* columns, int64_t step, int64_t til
               bool first) {
   constexpr int kGroup = kWidth / kConvLane;  // vectors lie in groups of their own: 1, else 0
   const int64_t next = kGroup == 1 ? step : kWidth;
-  Vec sums[kRows][2] = {};
+  Vec sums[kRows][kVectors] = {};
   for (int64_t t = 0; t < tiles; ++t, rows += kConvLane, columns += kConvLane) {
-    Vec u0 = load(columns), u1 = load(columns + next);
+    Factors<kRows> values;
+    values.read(rows);
+    Vec column[kVectors];
+    for (int i = 0; i < kVectors; ++i) column[i] = load(columns + i * next);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      Vec value = broadcast(rows[r]);
-      sums[r][0] += value * u0;
-      sums[r][1] += value * u1;
+      for (int i = 0; i < kVectors; ++i) sums[r][i] += values[r] * column[i];
     }
   }
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r, m += kInputs) {
-    store(m, first ? sums[r][0] : load(m) + sums[r][0]);
-    store(m + kWidth, first ? sums[r][1] : load(m + kWidth) + sums[r][1]);
+    for (int i = 0; i < kVectors; ++i) {
+      float* to = m + i * kWidth;
+      store(to, first ? sums[r][i] : load(to) + sums[r][i]);
+    }
   }
 }
 
@@ -70,9 +77,8 @@ void multiply_group(const float* rows, const float* columns, int64_t step, int64
     multiply<5>(rows + 6, columns, step, tiles, m + 6 * kInputs, first);
     multiply<5>(rows + 11, columns, step, tiles, m + 11 * kInputs, first);
   } else {
-    constexpr int kRows = kWidth == 16 ? 8 : 4;
-    for (int r = 0; r < kConvLane; r += kRows) {
-      multiply<kRows>(rows + r, columns, step, tiles, m + r * kInputs, first);
+    for (int r = 0; r < kConvLane; r += kRowsOfGroup) {
+      multiply<kRowsOfGroup>(rows + r, columns, step, tiles, m + r * kInputs, first);
     }
   }
 }

@@ -15,7 +15,7 @@ namespace lddgan::LDDGAN_ISA {
 
 namespace {
 
-constexpr int kGroups = kWidth == 16 ? 4 : 2;  // of kWidth pixels; bounded by the registers
+constexpr int kGroups = kRegisters == 32 ? 4 : 2;  // of kWidth pixels; bounded by the registers
 constexpr int kTile = kGroups * kWidth;
 constexpr int64_t kSegment = 512;      // blocks whose bounds are computed at a time
 constexpr int64_t kSortChunk = 16384;  // pixels sorted together
@@ -26,6 +26,14 @@ static_assert(kPixelTile % kTile == 0);
 typedef double VecD __attribute__((vector_size(kWidth * 4), may_alias));
 typedef float VecF __attribute__((vector_size(kWidth * 2), may_alias));  // as many as VecD holds
 constexpr int kDoubles = kWidth / 2;
+
+LDDGAN_INLINE VecD load_doubles(const float* p) {
+#if defined(LDDGAN_NEON)
+  return (VecD)vcvt_f64_f32(vld1_f32(p));  // GCC would convert one after the other
+#else
+  return __builtin_convertvector(load_raw<VecF>(p), VecD);
+#endif
+}
 
 struct Codes {
   float* centre;      // [depth]
@@ -255,7 +263,7 @@ int64_t search(const Codes& codes, const T* z, int64_t stride, int64_t begin, in
       double value = double(to_float(z[d * stride]));
       const float* column = codes.transposed + d * codes.padded + first;
       for (int v = 0; v < kVectors; ++v) {
-        VecD e = __builtin_convertvector(load_raw<VecF>(column + v * kDoubles), VecD);
+        VecD e = load_doubles(column + v * kDoubles);
         VecD difference = value - e;
         distance[v] += difference * difference;
       }

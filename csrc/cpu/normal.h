@@ -2,6 +2,9 @@
 #pragma once
 
 #include <utility>
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
 
 #include "lddgan/philox.h"
 #include "lddgan/seeded_normal.h"
@@ -12,11 +15,7 @@ namespace lddgan::LDDGAN_ISA {
 
 // As many vectors as are worked on in step, each operation on all of them, to hide its latency: the
 // processor looks ahead less far than one vector's chain of operations is long.
-#if defined(__AVX512F__)
-constexpr int kTogether = 4;
-#else
-constexpr int kTogether = 2;  // 16 registers
-#endif
+constexpr int kTogether = kRegisters == 32 ? 4 : 2;
 
 template <typename V>
 struct Together {
@@ -140,6 +139,8 @@ LDDGAN_INLINE VecL multiply(VecL a, uint32_t b) {
   return (VecL)_mm256_mul_epu32((__m256i)a, _mm256_set1_epi64x(b));
 #elif defined(__SSE2__)
   return (VecL)_mm_mul_epu32((__m128i)a, _mm_set1_epi64x(b));
+#elif defined(LDDGAN_NEON)
+  return (VecL)vmull_u32(vmovn_u64((uint64x2_t)a), vdup_n_u32(b));
 #else
   return (a & 0xffffffffu) * b;
 #endif
@@ -166,6 +167,8 @@ LDDGAN_INLINE VecL exclusive_or(VecL a, VecL b, VecL c) {
 LDDGAN_INLINE VecU join_low(VecL a, VecL b) {
 #if defined(__AVX512F__)
   return (VecU)_mm512_mask_shuffle_epi32((__m512i)a, 0xaaaa, (__m512i)b, _MM_PERM_CCAA);
+#elif defined(LDDGAN_NEON)
+  return (VecU)vtrn1q_u32((uint32x4_t)a, (uint32x4_t)b);
 #else
   return (VecU)((a & 0xffffffffu) | (b << 32));
 #endif
@@ -173,6 +176,8 @@ LDDGAN_INLINE VecU join_low(VecL a, VecL b) {
 LDDGAN_INLINE VecU join_high(VecL a, VecL b) {
 #if defined(__AVX512F__)
   return (VecU)_mm512_mask_shuffle_epi32((__m512i)b, 0x5555, (__m512i)a, _MM_PERM_DDBB);
+#elif defined(LDDGAN_NEON)
+  return (VecU)vtrn2q_u32((uint32x4_t)a, (uint32x4_t)b);
 #else
   return (VecU)((a >> 32) | (b & ~uint64_t(0xffffffffu)));
 #endif

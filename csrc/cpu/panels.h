@@ -18,11 +18,12 @@
 
 namespace lddgan::LDDGAN_ISA {
 
-// The accumulators of one product: so many rows by two vectors, all in registers. The lesser number
-// is for small images, where the greater leaves too many rows empty.
-constexpr int kManyRows = kWidth == 16 ? 14 : 6;
+// The accumulators of one product: so many rows by some vectors, all in registers. The lesser
+// number is for small images, where the greater leaves too many rows empty.
+constexpr int kManyRows = kWidth == 16 ? 14 : kRegisters == 32 ? 8 : 6;
 constexpr int kFewRows = kWidth == 16 ? 8 : 4;
-constexpr int kColumns = 2 * kWidth;
+// On NEON 16 accumulators: as many as keep four multipliers busy.
+constexpr int vectors_of(int rows) { return kWidth == 4 && kRegisters == 32 ? 16 / rows : 2; }
 // Rows of weights that stay in the first-level cache while all rows are multiplied with them.
 constexpr int64_t kDepth = 128;
 // Bytes of left matrices that a thread keeps in its second-level cache.
@@ -44,29 +45,37 @@ class Scratch {
   float* const data;
 };
 
-// m[kRows][kColumns] += v[kRows][depth] u[depth][kColumns], v in lanes; where `first`, m is 0
-// before.
+// m[kRows][kColumns] += v[kRows][depth] u[depth][kColumns], kColumns being vectors_of(kRows), v in
+// lanes; where `first`, m is 0 before.
 template <int kRows, bool kFetch>
 void multiply(const float* v, const float* u, int64_t depth, float* m, bool first) {
-  Vec sums[kRows][2] = {};
+  constexpr int kVectors = vectors_of(kRows), kColumns = kVectors * kWidth;
+  Vec sums[kRows][kVectors] = {};
   for (int64_t c = 0; c < depth; c += kConvLane, v += kRows * kConvLane) {
-    for (int lane = 0; lane < kConvLane; ++lane, u += kConvPanel) {
-      if constexpr (kFetch) {  // the next weights: they come from memory, in one stream
-        for (int i = 0; i < kColumns; i += 16) __builtin_prefetch(u + kDepth * kConvPanel + i);
-      }
-      Vec u0 = load(u), u1 = load(u + kWidth);
+    for (int lane = 0; lane < kConvLane; lane += kFactors) {
+      Factors<kFactors> values[kRows];
 #pragma GCC unroll 14
-      for (int r = 0; r < kRows; ++r) {
-        Vec value = broadcast(v[r * kConvLane + lane]);
-        sums[r][0] += value * u0;
-        sums[r][1] += value * u1;
+      for (int r = 0; r < kRows; ++r) values[r].read(v + r * kConvLane + lane);
+#pragma GCC unroll 4
+      for (int k = 0; k < kFactors; ++k, u += kConvPanel) {
+        if constexpr (kFetch) {  // the next weights: they come from memory, in one stream
+          for (int i = 0; i < kColumns; i += 16) __builtin_prefetch(u + kDepth * kConvPanel + i);
+        }
+        Vec row[kVectors];
+        for (int i = 0; i < kVectors; ++i) row[i] = load(u + i * kWidth);
+#pragma GCC unroll 14
+        for (int r = 0; r < kRows; ++r) {
+          for (int i = 0; i < kVectors; ++i) sums[r][i] += values[r][k] * row[i];
+        }
       }
     }
   }
 #pragma GCC unroll 14
   for (int r = 0; r < kRows; ++r, m += kConvPanel) {
-    store(m, first ? sums[r][0] : load(m) + sums[r][0]);
-    store(m + kWidth, first ? sums[r][1] : load(m + kWidth) + sums[r][1]);
+    for (int i = 0; i < kVectors; ++i) {
+      float* to = m + i * kWidth;
+      store(to, first ? sums[r][i] : load(to) + sums[r][i]);
+    }
   }
 }
 
@@ -95,6 +104,7 @@ void make_panels(const Conv& conv, int64_t begin, int64_t end, float* v, int64_t
 template <int kRows, typename Conv>
 void multiply_panels(const Conv& conv, int64_t begin, int64_t end, const float* v, int64_t stride,
                      int64_t channel, float* m) {
+  constexpr int kColumns = vectors_of(kRows) * kWidth;
   constexpr int64_t kProducts = Conv::kCount * kRows * kConvPanel;
   const int64_t panel = kRows * conv.depth, first = begin * kRows;
   const float* u = conv.weight + channel * Conv::kCount * conv.depth;

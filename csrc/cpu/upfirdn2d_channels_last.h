@@ -104,7 +104,7 @@ LDDGAN_INLINE void up_channels(RowWalk g, const In* const* rows, Out* even_out, 
 // One output row (down, of four rows) or two (up, of three; odd_out null where there is one).
 template <bool up, typename In, typename Out>
 void resample_rows(const RowWalk& g, const In* const* rows, Out* out, Out* odd_out, bool stream) {
-  constexpr int kBlock = kWidth == 16 ? (up ? 2 : 4) : 1;  // vectors in flight, by registers
+  constexpr int kBlock = kRegisters == 32 ? (up ? 2 : 4) : 1;  // vectors in flight, by registers
   int64_t from = 0, to = 0;
   auto some = [&](auto count, auto access, int64_t c0) {
     if constexpr (up) {

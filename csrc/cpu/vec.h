@@ -2,125 +2,30 @@
 //
 // Each file in csrc/cpu is compiled once per instruction set (see isa.h); everything here lives in
 // that instruction set's namespace so that the linker never mixes them. GCC/Clang vector extensions
-// carry the arithmetic, so the same source runs on AVX-512, AVX2, SSE2 and other processors.
+// carry the arithmetic, so the same source runs on AVX-512, AVX2, NEON and other processors. What
+// they lack is in one header a set, the same in each:
+//   load, store            of kWidth BFloat16 or Half, rounded to nearest even
+//   store_stream           past the caches, for outputs larger than they are: p must be aligned to
+//                          a whole vector, and stream_fence follow before other threads read; a
+//                          plain store where there is no such instruction
+//   max, min, sqrt         one instruction each; max and min are b where a is NaN and b is none
+//   sum                    of all elements, added as a tree
 #pragma once
 
-#include <cstdint>
-#include <cstring>
 #include <utility>
-#if defined(__SSE2__)
-#include <immintrin.h>
+
+#include "vec_types.h"
+#if defined(__AVX512F__)
+#include "vec_avx512.h"
+#elif defined(__AVX2__)
+#include "vec_avx2.h"
+#elif defined(LDDGAN_NEON)
+#include "vec_neon.h"
+#else
+#include "vec_plain.h"
 #endif
-
-#include "lddgan/dtype.h"
-#include "lddgan/isa.h"
-
-#define LDDGAN_INLINE inline __attribute__((always_inline))
 
 namespace lddgan::LDDGAN_ISA {
-
-#if defined(__AVX512F__)
-constexpr int kWidth = 16;
-#elif defined(__AVX2__)
-constexpr int kWidth = 8;
-#else
-constexpr int kWidth = 4;
-#endif
-
-typedef float Vec __attribute__((vector_size(kWidth * 4), may_alias));
-typedef int32_t VecI __attribute__((vector_size(kWidth * 4), may_alias));
-typedef uint32_t VecU __attribute__((vector_size(kWidth * 4), may_alias));
-typedef uint16_t VecH __attribute__((vector_size(kWidth * 2), may_alias));
-
-// Subtracting zero leaves every value alone, so no instruction is spent; adding it would turn -0.
-LDDGAN_INLINE Vec broadcast(float value) { return value - Vec{}; }
-
-template <typename V, typename T>
-LDDGAN_INLINE V load_raw(const T* p) {
-  V v;
-  std::memcpy(&v, p, sizeof(V));
-  return v;
-}
-
-template <typename V, typename T>
-LDDGAN_INLINE void store_raw(T* p, V v) {
-  std::memcpy(p, &v, sizeof(V));
-}
-
-// Load kWidth elements of any storage type as floats.
-LDDGAN_INLINE Vec load(const float* p) { return load_raw<Vec>(p); }
-
-LDDGAN_INLINE Vec load(const BFloat16* p) {
-#if defined(__AVX512F__)
-  __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-  return (Vec)_mm512_slli_epi32(wide, 16);
-#elif defined(__AVX2__)
-  __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-  return (Vec)_mm256_slli_epi32(wide, 16);
-#else
-  VecU bits = __builtin_convertvector(load_raw<VecH>(p), VecU) << 16;
-  return (Vec)bits;
-#endif
-}
-
-LDDGAN_INLINE Vec load(const Half* p) {
-#if defined(__AVX512F__)
-  return (Vec)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-#elif defined(__AVX2__) && defined(__F16C__)
-  return (Vec)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-#else
-  Vec v;
-  for (int i = 0; i < kWidth; ++i) v[i] = to_float(p[i]);
-  return v;
-#endif
-}
-
-// Store kWidth floats, rounded to nearest even.
-LDDGAN_INLINE void store(float* p, Vec v) { store_raw(p, v); }
-
-LDDGAN_INLINE void store(BFloat16* p, Vec v) {
-#if defined(__AVX512BF16__)
-  store_raw(p, _mm512_cvtneps_pbh((__m512)v));  // denormals to zero
-#elif defined(__AVX512F__)
-  __m512i word = (__m512i)v;
-  __m512i even = _mm512_and_si512(_mm512_srli_epi32(word, 16), _mm512_set1_epi32(1));
-  __m512i up = _mm512_add_epi32(word, _mm512_add_epi32(even, _mm512_set1_epi32(0x7fff)));
-  __mmask16 is_nan = _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q);
-  up = _mm512_mask_or_epi32(up, is_nan, word, _mm512_set1_epi32(0x00400000));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
-                      _mm512_cvtepi32_epi16(_mm512_srli_epi32(up, 16)));
-#elif defined(__AVX2__)
-  // The same; shifted with their sign, the words pass the saturating pack as they are.
-  __m256i word = (__m256i)v;
-  __m256i even = _mm256_and_si256(_mm256_srli_epi32(word, 16), _mm256_set1_epi32(1));
-  __m256i up = _mm256_add_epi32(even, _mm256_add_epi32(word, _mm256_set1_epi32(0x7fff)));
-  __m256i quiet = _mm256_or_si256(word, _mm256_set1_epi32(0x00400000));
-  __m256 is_nan = _mm256_cmp_ps((__m256)v, (__m256)v, _CMP_UNORD_Q);
-  up = (__m256i)_mm256_blendv_ps((__m256)up, (__m256)quiet, is_nan);
-  up = _mm256_srai_epi32(up, 16);
-  store_raw(p, _mm_packs_epi32(_mm256_castsi256_si128(up), _mm256_extracti128_si256(up, 1)));
-#else
-  VecU bits = (VecU)v;
-  VecU rounded = bits + (((bits >> 16) & 1u) + 0x7fffu);
-  // A NaN keeps its sign and quiet bit; rounding could carry it into infinity.
-  VecU quiet = (bits & 0xffff0000u) | 0x00400000u;
-  VecI is_nan = v != v;
-  VecU chosen = ((VecU)is_nan & quiet) | (~(VecU)is_nan & rounded);
-  store_raw(p, __builtin_convertvector(chosen >> 16, VecH));
-#endif
-}
-
-LDDGAN_INLINE void store(Half* p, Vec v) {
-#if defined(__AVX512F__)
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
-                      _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-#elif defined(__AVX2__) && defined(__F16C__)
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
-                   _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-#else
-  for (int i = 0; i < kWidth; ++i) p[i] = to_half(v[i]);
-#endif
-}
 
 // The tail of a row: `count` < kWidth elements, the rest read as zero.
 template <typename T>
@@ -153,7 +58,6 @@ LDDGAN_INLINE void put(float* p, float value) { *p = value; }
 LDDGAN_INLINE void put(BFloat16* p, float value) { *p = to_bfloat16(value); }
 LDDGAN_INLINE void put(Half* p, float value) { *p = to_half(value); }
 
-// `mask` comes from a comparison: all bits of a lane or none. One blend instruction.
 // Vectors that may reach past what is wanted, up to `limit`: reading lanes of no use, and writing
 // lanes that the caller overwrites afterwards.
 template <typename T>
@@ -170,39 +74,6 @@ LDDGAN_INLINE void store_until(T* p, Vec v, const T* limit) {
   }
 }
 
-// Stores past the caches, for outputs larger than they are: p must be aligned to a whole vector,
-// and stream_fence follow before other threads read. Without AVX2 a plain store.
-LDDGAN_INLINE void store_stream(float* p, Vec v) {
-#if defined(__AVX512F__)
-  _mm512_stream_ps(p, (__m512)v);
-#elif defined(__AVX2__)
-  _mm256_stream_ps(p, (__m256)v);
-#else
-  store(p, v);
-#endif
-}
-
-template <typename T>
-LDDGAN_INLINE void store_stream(T* p, Vec v) {
-#if defined(__AVX512F__)
-  T buffer[kWidth];
-  store(buffer, v);
-  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), load_raw<__m256i>(buffer));
-#elif defined(__AVX2__)
-  T buffer[kWidth];
-  store(buffer, v);
-  _mm_stream_si128(reinterpret_cast<__m128i*>(p), load_raw<__m128i>(buffer));
-#else
-  store(p, v);
-#endif
-}
-
-LDDGAN_INLINE void stream_fence() {
-#if defined(__AVX2__)
-  _mm_sfence();
-#endif
-}
-
 // Whether to stream: inputs and outputs together past what the last-level cache keeps.
 inline bool worth_streaming(int64_t bytes) { return bytes > int64_t(80) << 20; }
 
@@ -215,59 +86,49 @@ LDDGAN_INLINE void store_either(T* p, Vec v) {
   }
 }
 
+// `mask` comes from a comparison: all bits of a lane or none. One blend instruction.
 LDDGAN_INLINE Vec select(VecI mask, Vec yes, Vec no) { return mask ? yes : no; }
 LDDGAN_INLINE VecI select(VecI mask, VecI yes, VecI no) { return mask ? yes : no; }
 
-// One instruction each; `b` where a lane is unordered.
-LDDGAN_INLINE Vec max(Vec a, Vec b) {
-#if defined(__AVX512F__)
-  return (Vec)_mm512_max_ps((__m512)a, (__m512)b);
-#elif defined(__AVX2__)
-  return (Vec)_mm256_max_ps((__m256)a, (__m256)b);
-#else
-  return a > b ? a : b;
-#endif
-}
-LDDGAN_INLINE Vec min(Vec a, Vec b) {
-#if defined(__AVX512F__)
-  return (Vec)_mm512_min_ps((__m512)a, (__m512)b);
-#elif defined(__AVX2__)
-  return (Vec)_mm256_min_ps((__m256)a, (__m256)b);
-#else
-  return a < b ? a : b;
-#endif
-}
+// `count` floats in a row, each to be multiplied with vectors: [i] is the i-th in all lanes. On
+// NEON a multiplication takes such a factor out of a register, elsewhere out of memory.
+#if defined(LDDGAN_NEON)
+constexpr int kFactors = kWidth;  // that are read at once
 
-LDDGAN_INLINE Vec sqrt(Vec v) {
-#if defined(__AVX512F__)
-  return (Vec)_mm512_sqrt_ps((__m512)v);
-#elif defined(__AVX2__)
-  return (Vec)_mm256_sqrt_ps((__m256)v);
+template <int count>
+class Factors {
+ public:
+  LDDGAN_INLINE void read(const float* p) {
+    for (int i = 0; i < count / kFactors; ++i) {
+      v_[i] = load(p + i * kFactors);
+      asm("" : "+w"(v_[i]));  // whole, in a register: GCC would load its elements one by one
+    }
+  }
+  LDDGAN_INLINE Vec operator[](int i) const { return broadcast(v_[i / kFactors][i % kFactors]); }
+
+ private:
+  static_assert(count % kFactors == 0);
+  Vec v_[count / kFactors];
+};
 #else
-  for (int i = 0; i < kWidth; ++i) v[i] = __builtin_sqrtf(v[i]);
-  return v;
+constexpr int kFactors = 1;
+
+template <int count>
+class Factors {
+ public:
+  LDDGAN_INLINE void read(const float* p) { p_ = p; }
+  LDDGAN_INLINE Vec operator[](int i) const { return broadcast(p_[i]); }
+
+ private:
+  const float* p_;
+};
 #endif
-}
 
 // v with the elements from `count` on set to zero.
 LDDGAN_INLINE Vec keep_first(Vec v, int count) {
   VecI index;
   for (int i = 0; i < kWidth; ++i) index[i] = i;
   return select(index < count, v, Vec{});
-}
-
-// The sum of all elements, added as a tree.
-LDDGAN_INLINE float sum(Vec v) {
-#if defined(__AVX512F__)
-  return _mm512_reduce_add_ps((__m512)v);
-#else
-  float part[kWidth];
-  store_raw(part, v);
-  for (int half = kWidth / 2; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) part[i] += part[i + half];
-  }
-  return part[0];
-#endif
 }
 
 // Lane i of the result is lane index(i) of a and b laid side by side.
@@ -306,12 +167,19 @@ LDDGAN_INLINE Vec interleave_high(Vec a, Vec b) {
   }>(a, b);
 }
 
+// The sums of neighbouring lanes of a and b laid side by side.
+LDDGAN_INLINE Vec pair_sums(Vec a, Vec b) {
+#if defined(LDDGAN_NEON)
+  return (Vec)vpaddq_f32((float32x4_t)a, (float32x4_t)b);
+#else
+  return even(a, b) + odd(a, b);
+#endif
+}
+
 // Lane i of the result is the sum of all elements of rows[i]; clobbers the rows.
 LDDGAN_INLINE Vec sums(Vec (&rows)[kWidth]) {
   for (int count = kWidth; count > 1; count /= 2) {
-    for (int i = 0; i < count / 2; ++i) {
-      rows[i] = even(rows[2 * i], rows[2 * i + 1]) + odd(rows[2 * i], rows[2 * i + 1]);
-    }
+    for (int i = 0; i < count / 2; ++i) rows[i] = pair_sums(rows[2 * i], rows[2 * i + 1]);
   }
   return rows[0];
 }

@@ -9,6 +9,7 @@ bias and residual too; it must be named, as no GPU has compared it with PyTorch'
 order; those that are to be differentiated again are PyTorch's convolution's.
 """
 
+import sys
 from typing import Any, NamedTuple
 
 import torch
@@ -26,8 +27,9 @@ PANEL, LANE = 32, 16  # csrc/cpu/conv3x3.h
 # Pixels in a batch. Below the first, reading 16/9 of the weights costs more than multiplications
 # saved; below the second, so does packing them for one call or one step of training.
 _LEAST_PACKED, _LEAST = 32, 256
-# Without the wide registers of AVX the vendor's kernels are ahead.
-_HAS_KERNEL = _extension.build_info().get("cpu_isa", "").startswith("avx")
+# Plain code is slower than the vendor's kernels, and NEON than the matrix units that Apple's use.
+_ISA = _extension.build_info().get("cpu_isa", "")
+_HAS_KERNEL = _ISA.startswith("avx") or (_ISA == "neon" and sys.platform != "darwin")
 
 
 def conv3x3(

@@ -6,51 +6,40 @@
 // LDDGAN_DECLARE_CPU(name, Args) declares the copies and lddgan::cpu::name, which picks one.
 #pragma once
 
+// f(isa, name, Args) for those of this architecture, from the least on.
+#if defined(LDDGAN_X86)
+#define LDDGAN_FOR_EACH_ISA(f, name, Args) \
+  f(baseline, name, Args) f(avx2, name, Args) f(avx512, name, Args) f(avx512bf16, name, Args)
+#elif defined(LDDGAN_AARCH64)
+#define LDDGAN_FOR_EACH_ISA(f, name, Args) f(baseline, name, Args) f(neon, name, Args)
+#else
+#define LDDGAN_FOR_EACH_ISA(f, name, Args) f(baseline, name, Args)
+#endif
+
 namespace lddgan {
 
-enum class Isa { kBaseline, kAvx2, kAvx512, kAvx512Bf16 };
+#define LDDGAN_ENUMERATOR(isa, name, Args) isa,
+enum class Isa { LDDGAN_FOR_EACH_ISA(LDDGAN_ENUMERATOR, , ) };
 
-// The best instruction set of this processor, or the lesser one named by LDDGAN_CPU_ISA
-// (baseline, avx2, avx512, avx512bf16). Decided once.
+// The best instruction set of this processor, or the lesser one named by LDDGAN_CPU_ISA. Decided
+// once.
 Isa cpu_isa();
 const char* cpu_isa_name();
 
 }  // namespace lddgan
 
-#if defined(LDDGAN_X86)
-#define LDDGAN_DECLARE_CPU(name, Args)           \
-  namespace lddgan::baseline {                   \
-  void name(const Args&);                        \
-  }                                              \
-  namespace lddgan::avx2 {                       \
-  void name(const Args&);                        \
-  }                                              \
-  namespace lddgan::avx512 {                     \
-  void name(const Args&);                        \
-  }                                              \
-  namespace lddgan::avx512bf16 {                 \
-  void name(const Args&);                        \
-  }                                              \
-  namespace lddgan::cpu {                        \
-  static inline void name(const Args& args) {    \
-    switch (::lddgan::cpu_isa()) {               \
-      case ::lddgan::Isa::kAvx512Bf16:           \
-        return ::lddgan::avx512bf16::name(args); \
-      case ::lddgan::Isa::kAvx512:               \
-        return ::lddgan::avx512::name(args);     \
-      case ::lddgan::Isa::kAvx2:                 \
-        return ::lddgan::avx2::name(args);       \
-      default:                                   \
-        return ::lddgan::baseline::name(args);   \
-    }                                            \
-  }                                              \
+#define LDDGAN_DECLARE_OF_ISA(isa, name, Args) \
+  namespace lddgan::isa {                      \
+  void name(const Args&);                      \
   }
-#else
-#define LDDGAN_DECLARE_CPU(name, Args)                                          \
-  namespace lddgan::baseline {                                                  \
-  void name(const Args&);                                                       \
-  }                                                                             \
-  namespace lddgan::cpu {                                                       \
-  static inline void name(const Args& args) { ::lddgan::baseline::name(args); } \
+#define LDDGAN_CALL_OF_ISA(isa, name, Args) \
+  case ::lddgan::Isa::isa:                  \
+    return ::lddgan::isa::name(args);
+
+#define LDDGAN_DECLARE_CPU(name, Args)                                                   \
+  LDDGAN_FOR_EACH_ISA(LDDGAN_DECLARE_OF_ISA, name, Args)                                 \
+  namespace lddgan::cpu {                                                                \
+  static inline void name(const Args& args) {                                            \
+    switch (::lddgan::cpu_isa()) { LDDGAN_FOR_EACH_ISA(LDDGAN_CALL_OF_ISA, name, Args) } \
+  }                                                                                      \
   }
-#endif
