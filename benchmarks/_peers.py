@@ -56,9 +56,9 @@ def sides(module: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Callable[.
 
 
 def comparable(sides: Iterable[str]) -> tuple[str, ...]:
-    """Those to be ahead of: neither ours nor the published form, nor what ignores the limits."""
-    others = (name for name in sides if name != "ours" and not name.startswith("published"))
-    return tuple(name for name in others if not (LIMITED and name == ONNXRUNTIME))
+    """Those to be ahead of: all but ours and what ignores the limits."""
+    ignores = {ONNXRUNTIME} if LIMITED else set()
+    return tuple(name for name in sides if name not in {"ours", *ignores})
 
 
 def _wide(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
