@@ -11,6 +11,7 @@ constexpr float kSlope = 0.2f;
 constexpr float kGone = -87.0f;    // below, a sigmoid is zero; -inf times it is NaN, as in PyTorch
 constexpr int64_t kGrain = 16384;  // elements a thread
 constexpr int64_t kRun = 32 * kWidth;  // elements summed before their sum joins the total
+constexpr int64_t kRunOfRows = 8;      // likewise, where channels are innermost
 
 template <bool kSilu>
 LDDGAN_INLINE Vec activate(Vec u) {
@@ -25,7 +26,7 @@ template <bool kSilu>
 LDDGAN_INLINE Vec derivative(Vec u) {
   if constexpr (kSilu) {
     Vec s = select(u < broadcast(kGone), Vec{}, sigmoid(u));
-    return s * (1.0f + u * (1.0f - s));
+    return s + s * u * (1.0f - s);  // rounded once where u is small
   } else {
     return select(u > Vec{}, broadcast(1), broadcast(kSlope));
   }
@@ -98,15 +99,19 @@ void backward(const BiasActBackwardArgs& a) {
         float* sums = a.partial + chunk * length;
         // Column by column, so that the sum stays in a register.
         each_vector(length, [&](int64_t i, int count) {
-          Vec bias = load_up_to(a.bias + i, count), sum{};
+          Vec bias = load_up_to(a.bias + i, count), total{}, sum{};
           for (int64_t row = first; row < last; ++row) {
             int64_t at = row * length + i;
             Vec u = load_up_to(x + at, count) + bias;
             Vec g = load_up_to(grad + at, count) * derivative<kSilu>(u);
             store_up_to(grad_x + at, g, count);
             sum += g;
+            if ((row - first) % kRunOfRows == kRunOfRows - 1) {
+              total += sum;
+              sum = Vec{};
+            }
           }
-          store_up_to(sums + i, sum, count);
+          store_up_to(sums + i, total + sum, count);
         });
       }
     });

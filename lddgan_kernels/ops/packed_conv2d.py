@@ -184,7 +184,9 @@ def packed_conv2d(
     Raises:
         ValueError: a shape or dtype does not fit. RuntimeError: a named backend cannot run.
     """
-    _check(x, packed, residual)
+    _check(x, packed, bias, residual)
+    if bias is not None:
+        bias = bias.contiguous()  # oneDNN reads it so whatever its stride
     weight, shape = packed.weight, packed.shape
     pad = (shape[2] // 2, shape[3] // 2)
     if select("packed_conv2d", x, backend, KERNELS) == "reference":
@@ -212,7 +214,7 @@ def _size(x: Tensor) -> Size:
     return n, h, w
 
 
-def _check(x: Tensor, packed: PackedWeight, residual: Tensor | None) -> None:
+def _check(x: Tensor, packed: PackedWeight, bias: Tensor | None, residual: Tensor | None) -> None:
     op = "packed_conv2d"
     check_image(op, "x", x)
     if not isinstance(packed, PackedWeight):
@@ -224,6 +226,9 @@ def _check(x: Tensor, packed: PackedWeight, residual: Tensor | None) -> None:
         raise fail(op, "x", f"{packed.weight.dtype} like packed", x.dtype)
     if packed.size != _size(x):
         raise fail(op, "packed", f"made for inputs of (N, H, W) {_size(x)}", packed.size)
+    if bias is not None and (bias.shape != (d,) or bias.dtype != x.dtype):
+        expected = f"of shape ({d},) and {x.dtype}"
+        raise fail(op, "bias", expected, f"{tuple(bias.shape)} and {bias.dtype}")
     if residual is not None:
         shape = (x.shape[0], d, *x.shape[2:])
         if residual.shape != shape or residual.dtype != x.dtype:

@@ -125,6 +125,14 @@ def test_a_slice_of_a_weight():
     torch.testing.assert_close(out, plain(x, weight, bias, None))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_strided_bias(dtype):
+    x, weight, _, _ = tensors(2, 16, 8, (5, 5), 3, dtype)
+    bias = torch.randn(8, 2).to(dtype)[:, 1]
+    out = packed_conv2d(x, pack_conv2d(weight, size(x)), bias)
+    assert_as_exact_as_onednn(out, x, weight, bias, None)
+
+
 def test_packs_only_where_it_may():
     x, weight, *_ = tensors(1, 32, 32, (4, 4), 3, torch.float32)
     assert not packs(x, weight)  # gradients are on
@@ -156,6 +164,8 @@ def test_bad_arguments():
         (lambda: pack_conv2d(weight[..., :2], (1, 4, 4)), "pack_conv2d: weight must be of shape"),
         (lambda: pack_conv2d(weight.double(), (1, 4, 4)), "pack_conv2d: weight must be float32"),
         (lambda: pack_conv2d(weight, (0, 4, 4)), "pack_conv2d: size must be"),
+        (lambda: packed_conv2d(x, packed, bias[:5]), "packed_conv2d: bias must be of shape"),
+        (lambda: packed_conv2d(x, packed, bias.double()), "packed_conv2d: bias must be of shape"),
         (
             lambda: packed_conv2d(x, packed, residual=residual[..., :2]),
             "packed_conv2d: residual must be of shape",
