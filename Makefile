@@ -47,10 +47,7 @@ test-instruction-sets: $(VENV)/test-tools
 	$(BIN)/python -m tests.instruction_sets -q $(PARALLEL)
 
 sanitize: $(VENV)/test-tools
-	LDDGAN_SANITIZE=address,undefined LDDGAN_BUILD=cpu $(BIN)/python setup.py build --build-lib build/sanitized
-	PYTHONPATH=$(CURDIR)/build/sanitized ASAN_OPTIONS=detect_leaks=0 \
-	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
-	$(BIN)/python -P -m pytest --import-mode=append tests/ops -m instruction_sets
+	$(BIN)/python -m tests.sanitized -q $(PARALLEL)
 
 bench: $(VENV)/test-tools
 	$(BIN)/python -m benchmarks all

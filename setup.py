@@ -5,8 +5,8 @@ is a CUDA build and nvcc is present (no GPU is needed), CPU kernels otherwise. T
 (such as "8.0;9.0") names the GPU architectures. Without PyTorch or a compiler the package installs
 without the extension, as py3-none-any, and runs on its reference implementations; a build asked for
 by name fails. A wheel with the extension says in its version what it was compiled for:
-0.1.0+torch2.13.cpu. LDDGAN_SANITIZE=address,undefined compiles with these sanitizers
-(CONTRIBUTING.md, Tests).
+0.1.0+torch2.13.cpu. LDDGAN_SANITIZE=address,undefined compiles with these sanitizers, which watch
+the kernels of LDDGAN_SANITIZE_ISA (tests/sanitized.py).
 """
 
 import importlib.util
@@ -169,6 +169,7 @@ class CMakeBuild(build_ext):
             f"-DLDDGAN_CUDA={'ON' if nvcc else 'OFF'}",
             f"-DLDDGAN_EMULATE_CUDA={os.environ.get('LDDGAN_EMULATE_CUDA', 'OFF')}",
             f"-DLDDGAN_SANITIZE={sanitize}",
+            f"-DLDDGAN_SANITIZE_ISA={os.environ.get('LDDGAN_SANITIZE_ISA', 'baseline')}",
         ]
         if nvcc:
             arguments.append(f"-DCMAKE_CUDA_COMPILER={nvcc}")

@@ -25,5 +25,8 @@ foreach(isa IN LISTS isa_names)
   target_compile_options(cpu_${isa} PRIVATE ${isa_flags_${isa}} -ffp-contract=fast -fno-math-errno
     -fno-trapping-math -Wall -Wextra -Wno-psabi -Wno-ignored-attributes
     -Wno-uninitialized -Wno-maybe-uninitialized)
+  if(isa STREQUAL LDDGAN_SANITIZE_ISA)
+    target_compile_options(cpu_${isa} PRIVATE ${sanitizers})
+  endif()
   list(APPEND cpu_objects $<TARGET_OBJECTS:cpu_${isa}>)
 endforeach()

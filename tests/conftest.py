@@ -73,7 +73,7 @@ def depends_on_instruction_set(item) -> bool:
     backend = callspec.params.get("backend") if callspec else None
     folder = item.path.parent.name
     if folder == "ops":
-        return backend == "cpu" or item.path.stem == "test_packed_conv2d"
+        return backend == "cpu" or item.path.stem in ("test_packed_conv2d", "test_properties")
     if folder in ("nn", "models"):
         return backend in (None, "cpu")
     return item.originalname == "test_options_of_a_step"
