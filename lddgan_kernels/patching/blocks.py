@@ -132,8 +132,10 @@ def _edm(block: Any, x: Tensor, emb: Tensor) -> Tensor:
     if block.num_heads:
         n, c = x.shape[:2]
         qkv = block.qkv(normed(block.norm2, x, None))
-        heads = qkv.reshape(n, block.num_heads, c // block.num_heads, 3, -1).transpose(2, 4)
-        attended = F.scaled_dot_product_attention(*heads.unbind(3)).transpose(2, 3)
+        width = c // block.num_heads
+        q, k, v = qkv.reshape(n * block.num_heads, width, 3, -1).unbind(2)
+        weights = (q.mT @ (k / math.sqrt(width))).softmax(dim=-1)
+        attended = v @ weights.mT
         x = joined(block.proj, attended.reshape(x.shape), x, factor)
     return x
 
