@@ -4,7 +4,7 @@
 
 judges a run (or a published checkpoint, named as for `sample`) against the images that it learned
 from: Frechet and kernel distance, precision, recall, density, coverage, where the network has
-classes the Inception Score, seconds for 100 images and memory.
+classes the Inception Score, seconds for 100 images and memory; of a run with labels by class too.
 
     python -m lddgan_kernels.evaluate --real photos.zip --fake samples/ --resolution 256 \\
         --features pt_inception-2015-12-05-6726825d.pth
@@ -38,6 +38,7 @@ from lddgan_kernels.metrics import (
     load_statistics,
     save_statistics,
     score,
+    scores_by_class,
     statistics_facts,
 )
 from lddgan_kernels.trainer import command, distributed, files
@@ -167,6 +168,12 @@ def _evaluate(options: Options) -> dict[str, Any] | None:
         "warnings": _warnings(counts, network),
     }
     figures |= score(real, fake, network, k=options.k, device=options.device)
+    labels = None if system is None else system.labels_of(torch.arange(drawn))
+    if labels is not None and isinstance(real_set, ImageDataset) and real_set.labels is not None:
+        assert isinstance(real, Tensor)
+        assert isinstance(fake, Tensor)
+        theirs = real_set.labels[real_set.good]
+        figures["by_class"] = scores_by_class(real, theirs, fake, labels, options.device)
     if speed is not None:
         figures["sampling"] = speed
     return figures | {"environment": environment(options.device)}

@@ -15,6 +15,7 @@ from lddgan_kernels.metrics import (
     extract_features,
     feature_statistics,
     frechet_distance,
+    kernel_distance,
     load_features,
     precision_recall,
 )
@@ -149,6 +150,46 @@ def test_a_run_is_compared_with_its_images(sets, monkeypatch):
     for name in ("sampling", "environment"):
         figures.pop(name), two.pop(name, None)
     assert two == figures
+
+
+def test_a_run_with_labels_is_judged_by_class(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (20, 16, 16, 3), dtype=np.uint8)
+    np.savez(tmp_path / "real.npz", x=images, y=np.arange(20) // 10)
+    torch.save(EfficientNetLite0().state_dict(), tmp_path / "w.pth")
+    config = config_file.parse(
+        f"""
+        data = "{tmp_path / "real.npz"}"
+        codec = "none"
+        labels = true
+        classes = 2
+        [images]
+        resolution = 16
+        [diffusion]
+        num_steps = 1
+        [generator]
+        base_channels = 16
+        channel_multipliers = [1, 2]
+        num_blocks = 1
+        """
+    )
+    run = RunFolder(tmp_path / "run")
+    module = networks.build_generator(config)
+    files.save_weights(run.generator, module, {"config": config_file.dump(config)})
+    flags = ["--run", tmp_path / "run", "--features", tmp_path / "w.pth", "--device", "cpu"]
+    out = ["--out", tmp_path / "run.json", "--repeat", 0, "--batch-size", 5]
+    assert main([str(flag) for flag in [*flags, *out]]) == 0
+    found = json.loads((tmp_path / "run.json").read_text())["by_class"]
+    network = load_features(tmp_path / "w.pth")
+    real = extract_features(network, [torch.from_numpy(images).permute(0, 3, 1, 2)])
+    samples = load_system(run.generator, "cpu")(torch.arange(20))
+    fake = extract_features(network, [samples])
+    for label in (0, 1):
+        one = found[str(label)]
+        wanted = kernel_distance(fake[label::2], real[10 * label : 10 * label + 10]).mean
+        assert (one["real"], one["fake"]) == (10, 10)
+        assert one["kernel_distance"] == pytest.approx(wanted, rel=1e-3, abs=1e-6)
+    assert "class 1, 10 of 10: kernel distance " in capsys.readouterr().out
 
 
 def test_a_stopped_evaluation_goes_on(sets, monkeypatch):

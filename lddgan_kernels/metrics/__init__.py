@@ -13,7 +13,7 @@ from lddgan_kernels.metrics.neighbours import (
     neighbour_scores,
     precision_recall,
 )
-from lddgan_kernels.metrics.scores import MEANINGS, score
+from lddgan_kernels.metrics.scores import MEANINGS, score, scores_by_class
 from lddgan_kernels.metrics.statistics import load_statistics, save_statistics, statistics_facts
 
 __all__ = [
@@ -40,5 +40,6 @@ __all__ = [
     "save_statistics",
     "score",
     "score_digits",
+    "scores_by_class",
     "statistics_facts",
 ]

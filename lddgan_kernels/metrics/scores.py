@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lddgan_kernels._checks import fail
 from lddgan_kernels.metrics.features import FeatureNetwork
 from lddgan_kernels.metrics.frechet import frechet_bias, frechet_distance
 from lddgan_kernels.metrics.inception_score import inception_score
@@ -99,4 +100,37 @@ def score(
     if logits is not None and len(fake) >= SPLITS:
         mean, deviation = inception_score(logits, SPLITS)
         found |= {"inception_score": mean, "inception_score_deviation": deviation}
+    return found
+
+
+def scores_by_class(
+    real: Tensor,
+    real_labels: Tensor,
+    fake: Tensor,
+    fake_labels: Tensor,
+    device: torch.device | str = "cpu",
+) -> dict[int, dict[str, float]]:
+    """What small sets can tell, for each class with more than 5 images in both: kernel distance,
+    density and coverage, and how many there are of each.
+
+    real, fake: features (N, D) and (M, D), labels (N,) and (M,) int64.
+    device: where neighbours and kernels are computed.
+    """
+    for arg, x, labels in (("real", real, real_labels), ("fake", fake, fake_labels)):
+        if labels.shape != x.shape[:1]:
+            expected = f"({len(x)},), one for each of {arg}"
+            raise fail("scores_by_class", f"{arg}_labels", expected, tuple(labels.shape))
+    found: dict[int, dict[str, float]] = {}
+    for label in real_labels.unique().tolist():
+        a, b = (x[labels == label] for x, labels in ((real, real_labels), (fake, fake_labels)))
+        if min(len(a), len(b)) > DENSITY_K:
+            a, b = a.to(device), b.to(device)
+            near = neighbour_scores(a, b, density_k=DENSITY_K)
+            found[label] = {
+                "kernel_distance": kernel_distance(b, a).mean,
+                "density": near.density,
+                "coverage": near.coverage,
+                "real": len(a),
+                "fake": len(b),
+            }
     return found

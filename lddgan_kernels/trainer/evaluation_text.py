@@ -6,6 +6,7 @@ from typing import Any
 from lddgan_kernels.metrics import MEANINGS
 
 SKIPPED_SHOWN = 20
+BY_CLASS = ("kernel_distance", "density", "coverage")
 
 
 def evaluation_text(figures: Mapping[str, Any]) -> str:
@@ -25,6 +26,9 @@ def evaluation_text(figures: Mapping[str, Any]) -> str:
     lines += [f"warning: {text}" for text in figures["warnings"]]
     lines.append("")
     lines += [f"{title:44s}{value:>14s}  {better}" for title, value, better in _rows(figures)]
+    for label, scores in figures.get("by_class", {}).items():
+        shown = (f"{MEANINGS[name].title.lower()} {scores[name]:.4g}" for name in BY_CLASS)
+        lines.append(f"class {label}, {scores['fake']} of {scores['real']}: " + ", ".join(shown))
     lines.append("")
     lines += [f"{name:24s}{value}" for name, value in figures["environment"].items()]
     return "\n".join(lines)

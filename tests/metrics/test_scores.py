@@ -12,7 +12,10 @@ from lddgan_kernels.metrics import (
     frechet_bias,
     frechet_distance,
     inception_score,
+    kernel_distance,
+    neighbour_scores,
     score,
+    scores_by_class,
 )
 from lddgan_kernels.metrics.features import Preparation
 
@@ -68,6 +71,27 @@ def test_what_small_sets_have():
     }
     of_statistics = score((torch.zeros(8), torch.eye(8)), fake)
     assert set(of_statistics) == {"frechet_distance", "frechet_bias"}
+
+
+def test_scores_by_class():
+    real, fake = torch.randn(30, 8), torch.randn(25, 8)
+    ours, theirs = torch.arange(25) % 3, torch.arange(30) % 3
+    fake[ours == 1] += 3
+    ours[ours == 2] = 7  # a class that the other set lacks
+    found = scores_by_class(real, theirs, fake, ours)
+    assert list(found) == [0, 1]
+    a, b = real[theirs == 1], fake[ours == 1]
+    near = neighbour_scores(a, b)
+    assert found[1] == {
+        "kernel_distance": kernel_distance(b, a).mean,
+        "density": near.density,
+        "coverage": near.coverage,
+        "real": 10,
+        "fake": 8,
+    }
+    assert found[1]["kernel_distance"] > found[0]["kernel_distance"]
+    with pytest.raises(ValueError, match=r"fake_labels must be \(25,\), one for each of fake, got"):
+        scores_by_class(real, theirs, fake, ours[1:])
 
 
 def test_bad_input():
