@@ -86,7 +86,9 @@ def _config(name: str, data: str | None) -> Any:
     config = config_file.load(SYSTEMS[name][data is not None])
     if name == "one-shot GAN":
         config = dataclasses.replace(
-            config, diffusion=dataclasses.replace(config.diffusion, num_steps=1)
+            config,
+            diffusion=dataclasses.replace(config.diffusion, num_steps=1),
+            gan=dataclasses.replace(config.gan, reconstruction="none"),  # of noise alone
         )
     return dataclasses.replace(config, data=data, log=dataclasses.replace(config.log, scored=0))
 

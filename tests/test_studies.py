@@ -52,6 +52,7 @@ def test_presets_of_the_systems_are_what_they_say():
     assert methods["one-shot GAN"].diffusion.num_steps == 1
     one_shot = trilemma._config("one-shot GAN", "cifar10")
     assert one_shot.diffusion.num_steps == 1
+    assert one_shot.gan.reconstruction == methods["one-shot GAN"].gan.reconstruction == "none"
 
 
 @pytest.mark.parametrize("table", ablations.VARIANTS)
