@@ -197,10 +197,10 @@ def _check(options: Options) -> None:
 
 def _check_common(options: Options | StatisticsOptions) -> None:
     check_device("evaluate", options.device)
-    for name in ("batch_size", "limit", "resolution"):
+    for name, least in (("batch_size", 1), ("limit", 1), ("resolution", 1), ("workers", 0)):
         value = getattr(options, name)
-        if value is not None and value < 1:
-            raise fail("evaluate", name, "at least 1", value)
+        if value is not None and value < least:
+            raise fail("evaluate", name, f"at least {least}", value)
     if options.out.is_dir():
         raise fail("evaluate", "out", "a file", f"the folder {options.out}")
     for parent in options.out.parents:
@@ -293,6 +293,8 @@ def _describe(
 def write_statistics(options: StatisticsOptions) -> str:
     """Writes the statistics of a set of images; returns a line about them."""
     _check_common(options)
+    if options.out.suffix.lower() != ".npz":
+        raise fail("evaluate", "out", "an .npz", options.out)
     with distributed.processes(options.device) as device:
         options = replace(options, device=str(device))
         network = _network(options)

@@ -81,7 +81,7 @@ class Pipeline:
         if not any((weights / name).exists() for name in WEIGHTS):
             raise FileNotFoundError(f"Pipeline: source must hold {WEIGHTS[0]}, got {folder}")
         stored = folder / "scores.json"
-        scores = json.loads(stored.read_text()) if stored.exists() else read_scores(run.log)
+        scores = _scores(stored) if stored.exists() else read_scores(run.log)
         system = load_system(weights / WEIGHTS[0], device, guidance=guidance)
         return cls(system, weights, scores)
 
@@ -152,6 +152,16 @@ class Pipeline:
                     commit_message="Upload a system of lddgan_kernels",
                 )
             )
+
+
+def _scores(path: Path) -> dict[str, Any]:
+    try:
+        scores = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"Pipeline: {path} must be JSON, got {error}") from None
+    if not isinstance(scores, dict):
+        raise ValueError(f"Pipeline: {path} must hold a table, got {type(scores).__name__}")
+    return scores
 
 
 def _write(data: bytes, file: BinaryIO) -> None:

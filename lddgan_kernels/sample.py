@@ -74,7 +74,6 @@ def parse_seeds(text: str, what: str = "seeds") -> list[int]:
 
 def load(options: Options) -> System:
     """The system that the options name."""
-    check_device("sample", options.device)
     return open_system("sample", options, options.device)
 
 
@@ -92,8 +91,8 @@ def chosen(options: Options, classes: int) -> list[Sample]:
 
 def write(options: Options) -> None:
     """Writes the samples of `options`."""
-    if options.batch_size < 1:
-        raise ValueError(f"sample: batch_size must be positive, got {options.batch_size}")
+    if not 1 <= options.batch_size <= MOST_SEEDS:
+        raise ValueError(f"sample: batch_size must be in 1..{MOST_SEEDS}, got {options.batch_size}")
     parse_seeds(options.seeds)
     out = options.out.expanduser()
     if out.exists() and not out.is_dir():
@@ -129,6 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = tyro.cli(Options, args=arguments)
 
     def work() -> None:
+        check_device("sample", options.device)
         with distributed.processes(options.device) as device:
             write(replace(options, device=str(device)))
 

@@ -29,7 +29,7 @@ def find_labels(
         return labels_of_folders(names)
     try:
         return _labels_in(json.loads(listed()), names)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = str(error) or type(error).__name__
         passed_over.append((LISTED, f"gives no labels: {reason}"))
         return None
@@ -65,7 +65,7 @@ def _labels_in(content: object, names: Sequence[str]) -> Tensor | None:
     found = []
     for name in names:
         label = known.get(name.removeprefix("./"))
-        if type(label) is not int:
-            raise ValueError(f"{name} must have an integer, got {label!r}")
+        if type(label) is not int or not -(2**63) <= label < 2**63:
+            raise ValueError(f"{name} must have an integer of 64 bits, got {label!r}")
         found.append(label)
     return torch.tensor(found)

@@ -202,7 +202,10 @@ class LatentCache:
                 f"encoded by the autoencoder {fingerprint}",
                 f"{path}, encoded by {made_by}: encode the data set again",
             )
-        cache = cls(path, facts)  # before what is read, so that no change stays unseen
+        try:
+            cache = cls(path, facts)  # before what is read, so that no change stays unseen
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
+            raise fail("LatentCache", "path", "a cache", f"{_sidecar(path)}: {error!r}") from None
         if _checksum(path, facts) != checksum:
             raise fail(
                 "LatentCache", "path", "what was written", f"{path}, which was damaged since"

@@ -142,7 +142,9 @@ def infer_options(state_dict: Mapping[str, Tensor], resolution: int) -> dict[str
         blocks = 1 + max(int(m[1]) for m in _matches(r"encoder\.down\.0\.block\.(\d+)\.", own))
         embed = own["post_quant_conv.weight"].shape[1]
         kl = own["encoder.conv_out.weight"].shape[0] == 2 * bottom.shape[1]
-    except (KeyError, IndexError, ValueError) as error:
+        multipliers = [width // first.shape[0] for width in widths]
+        channels = first.shape[1]
+    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise ValueError(
             "load_published: checkpoint must hold an autoencoder of latent diffusion or taming "
             f"transformers, got one without {error}"
@@ -154,10 +156,10 @@ def infer_options(state_dict: Mapping[str, Tensor], resolution: int) -> dict[str
             "double_z": kl,
             "z_channels": bottom.shape[1],
             "resolution": resolution,
-            "in_channels": first.shape[1],
-            "out_ch": first.shape[1],
+            "in_channels": channels,
+            "out_ch": channels,
             "ch": first.shape[0],
-            "ch_mult": [width // first.shape[0] for width in widths],
+            "ch_mult": multipliers,
             "num_res_blocks": blocks,
             "attn_resolutions": [resolution >> i for i in attention],
         },

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lddgan_kernels.interop.autoencoder import load_autoencoder
 from lddgan_kernels.interop.checkpoint import read_state_dict
-from lddgan_kernels.interop.options import integer, integers
+from lddgan_kernels.interop.options import integer, integers, names
 from lddgan_kernels.models import Autoencoder, AutoencoderConfig
 from lddgan_kernels.nn import largest_group_count
 
@@ -65,9 +65,9 @@ def load_diffusers(folder: Path, resolution: int) -> Autoencoder:
             weights are missing or do not fit its configuration.
     """
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         family = config.get("_class_name")
-    except (ValueError, AttributeError, UnicodeDecodeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"load_diffusers: {folder}/config.json cannot be read: {error}") from None
     if family not in FAMILIES:
         raise ValueError(
@@ -89,13 +89,15 @@ def _published_options(
 ) -> dict[str, Any]:
     """The options of latent diffusion for a configuration of diffusers."""
     widths = integers(config, "block_out_channels", (64,))
+    if not widths:
+        raise _unlike(folder, "block_out_channels", "one or more", list(widths))
     groups = integer(config, "norm_num_groups", 32)
     for width in widths:
         if largest_group_count(width) != groups:
             raise _unlike(folder, "norm_num_groups", largest_group_count(width), groups)
         if width % widths[0]:
             raise _unlike(folder, "block_out_channels", "multiples of the first", list(widths))
-    down, up = config.get("down_block_types", ()), config.get("up_block_types", ())
+    down, up = (names(config, f"{side}_block_types") for side in ("down", "up"))
     plain = {"DownEncoderBlock2D": False, "AttnDownEncoderBlock2D": True}
     plain |= {"UpDecoderBlock2D": False, "AttnUpDecoderBlock2D": True}
     if any(kind not in plain for kind in (*down, *up)) or len(down) != len(widths):
@@ -154,7 +156,11 @@ def _tiny(folder: Path, config: Mapping[str, Any], resolution: int) -> Autoencod
     up = integers(config, "num_decoder_blocks", (3, 3, 3, 1))
     widths = integers(config, "encoder_block_out_channels", (64, 64, 64, 64))
     widths += integers(config, "decoder_block_out_channels", (64, 64, 64, 64))
-    if (down[0], up[-1]) != (1, 1) or len({*down[1:], *up[:-1]}) != 1 or len(down) != len(up):
+    if (
+        (down[:1], up[-1:]) != ((1,), (1,))
+        or len({*down[1:], *up[:-1]}) != 1
+        or len(down) != len(up)
+    ):
         raise _unlike(folder, "num_encoder_blocks", "1, n, n, ...", [list(down), list(up)])
     if len(set(widths)) != 1:
         raise _unlike(folder, "encoder_block_out_channels", "all the same", list(widths))

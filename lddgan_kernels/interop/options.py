@@ -34,6 +34,14 @@ def integers(options: Mapping[str, Any], name: str, default: Any) -> tuple[int, 
     return tuple(int(one) for one in listed)
 
 
+def names(options: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """A list of names; none where it is missing."""
+    value = options.get(name, ())
+    if not isinstance(value, list | tuple) or not all(isinstance(one, str) for one in value):
+        raise wrong(name, "a list of names", repr(value))
+    return tuple(value)
+
+
 def number(
     options: Mapping[str, Any], name: str, default: float, low: float = 0.0, high: float = 1.0
 ) -> float:

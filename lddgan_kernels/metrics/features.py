@@ -135,7 +135,8 @@ def load_features(path: str | Path) -> FeatureNetwork:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises a different one for each kind of damage
-        raise fail("load_features", "path", EXPECTED, f"{path}: {error}") from error
+        reason = " ".join(str(error).split())[:200]
+        raise fail("load_features", "path", EXPECTED, f"{path}: {reason}") from error
     names = set(weights) if isinstance(weights, dict) else set()
     network: nn.Module
     head = "fc"
@@ -161,7 +162,8 @@ def load_features(path: str | Path) -> FeatureNetwork:
     try:
         network.load_state_dict(kept)
     except RuntimeError as error:
-        raise fail("load_features", "path", EXPECTED, f"{path}: {error}") from None
+        reason = " ".join(str(error).split())[:300]
+        raise fail("load_features", "path", EXPECTED, f"{path}: {reason}") from None
     if kind == "inception":  # the score's first implementation left it out
         bias = None
     width = {"inception": 2048, "vgg16": 4096, "vgg16-conv": 512, "efficientnet-lite0": 1280}[kind]
@@ -169,10 +171,11 @@ def load_features(path: str | Path) -> FeatureNetwork:
 
 
 def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as file:
+            return any("/code/" in name for name in file.namelist())
+    except Exception:  # a damaged archive may raise anything
         return False
-    with zipfile.ZipFile(path) as file:
-        return any("/code/" in name for name in file.namelist())
 
 
 def _load_scripted(path: Path, name: str) -> FeatureNetwork:

@@ -14,7 +14,11 @@ from lddgan_kernels.metrics.features import FeatureNetwork
 from lddgan_kernels.metrics.frechet import check_statistics
 from lddgan_kernels.metrics.moments import Moments
 
-FACTS = ("network", "resolution", "count")
+FACTS = {
+    "network": (str, "a named `network`"),
+    "resolution": (int, "a `resolution` from 1 on"),
+    "count": (int, "a `count` from 1 on"),
+}
 EXPECTED = "an .npz, or a .npy of a dict, with `mu` (D,) and `sigma` (D, D)"
 
 
@@ -34,6 +38,8 @@ def load_statistics(path: str | Path) -> tuple[Tensor, Tensor] | None:
         found = _read_npz(path) if suffix == ".npz" else _read_npy(path)
         if found is None:
             return None
+        if any(np.iscomplexobj(part) for part in found):
+            raise ValueError("complex numbers")
         mu, sigma = (torch.from_numpy(np.asarray(part, dtype=np.float64)) for part in found)
         check_statistics("load_statistics", "path", mu, sigma)
     except Exception as error:  # a damaged or hostile file may raise anything
@@ -57,12 +63,25 @@ def save_statistics(path: Path, moments: Moments, network: FeatureNetwork, resol
 
 
 def statistics_facts(path: str | Path) -> dict[str, Any]:
-    """What a file of statistics says that it is of; {} where it does not."""
+    """What a file of statistics says that it is of; {} where it does not.
+
+    Raises ValueError, which names the file, where that is no name, resolution or count.
+    """
     path = Path(path).expanduser()
     if path.suffix.lower() != ".npz":
         return {}
+    facts: dict[str, Any] = {}
     with np.load(path, allow_pickle=False) as file:
-        return {name: file[name].item() for name in FACTS if name in file.files}
+        for name, (kind, expected) in FACTS.items():
+            if name in file.files:
+                try:
+                    facts[name] = file[name].item()
+                except ValueError:  # pickled, or several
+                    facts[name] = None
+                if type(facts[name]) is not kind or (kind is int and facts[name] < 1):
+                    found = f"`{name}` {facts[name]!r} in {path}"
+                    raise fail("load_statistics", "path", f"a file with {expected}", found)
+    return facts
 
 
 def _read_npz(path: Path) -> tuple[Any, Any] | None:

@@ -36,11 +36,14 @@ def write_animation(
         batch_size: frames drawn at once.
 
     Raises:
-        ValueError: the system has no such noise, or there are too few seeds or too many frames.
+        ValueError: the system has no such noise or is guided, or there are too few seeds or too
+            many frames.
     """
     config = system.config
     if config.method != "gan":
         raise fail("animation", "method", "gan", config.method)
+    if system.guidance:
+        raise fail("animation", "guidance", "0", system.guidance)
     seeds, labels = [s.seed for s in samples], {s.label for s in samples}
     if len(seeds) < 2:
         raise fail("animation", "seeds", "at least two", seeds)

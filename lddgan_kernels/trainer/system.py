@@ -1,5 +1,6 @@
 """A whole system, ready to sample: a diffusion GAN, a DDPM or a VAE."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -32,6 +33,8 @@ class System:
     ) -> None:
         if guidance and not config.classes:
             raise fail("sample", "guidance", "0 for a run without classes", guidance)
+        if not math.isfinite(guidance):
+            raise fail("sample", "guidance", "a finite number", guidance)
         self.config = config
         self.generator = generator
         self.codec = codec
@@ -79,7 +82,7 @@ class System:
         labels = self._checked(seeds, labels)
         given = (seeds,) if labels is None else (seeds, labels)
         parts = zip(*(x.split(batch_size) for x in given), strict=True)
-        return torch.cat([to_uint8(self.draw(*part)) for part in parts])
+        return torch.cat([_levels(self.draw(*part), part[0]) for part in parts])
 
     def draw(self, seeds: Tensor, labels: Tensor | None = None) -> Tensor:
         """Images of about [-1, 1] (N, C, H, W), on the device; likewise."""
@@ -130,3 +133,11 @@ class System:
                 )
             stations = [station for pair in path for station in pair] + [latents]
             return torch.stack([to_uint8(self.codec.decode(station)) for station in stations])
+
+
+def _levels(images: Tensor, seeds: Tensor) -> Tensor:
+    """As uint8; ValueError names a seed whose image is none."""
+    good = images.isfinite().flatten(1).all(1).cpu()
+    if not good.all():
+        raise fail("sample", "images", "finite", f"inf or NaN of seed {int(seeds[~good][0])}")
+    return to_uint8(images)

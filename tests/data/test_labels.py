@@ -67,8 +67,13 @@ def test_dataset_json_counts_before_folders(tmp_path):
     [
         ("{", "gives no labels: Expecting"),
         ("[]", "gives no labels: list indices"),
-        ('{"labels": [["a/1.png", 1]]}', "gives no labels: b/1.png must have an integer, got None"),
+        (
+            '{"labels": [["a/1.png", 1]]}',
+            "gives no labels: b/1.png must have an integer .*got None",
+        ),
         ('{"labels": [["a/1.png", [0, 1]], ["b/1.png", 1]]}', r"a/1.png .* got \[0, 1\]"),
+        ('{"labels": [["a/1.png", 9223372036854775808], ["b/1.png", 1]]}', "integer of 64 bits"),
+        ("[" * 200_000, "gives no labels: maximum recursion depth"),
     ],
 )
 def test_a_dataset_json_that_cannot_be_used_is_named(tmp_path, text, reason):

@@ -1,5 +1,7 @@
 """A file of a run that was damaged is noticed; what is read is what was written."""
 
+import itertools
+import json
 import random
 import shutil
 
@@ -106,6 +108,23 @@ def test_damage_is_noticed(finished, tmp_path, name, kind):
     assert refused > 0 or (kind == "grow" and name.endswith(".pt"))
 
 
+def test_any_bit_of_the_description_of_latents(finished, tmp_path):
+    """All of them: a name of what is read before the checksum may be among those that flip."""
+    shutil.copytree(finished, tmp_path / "run")
+    path = tmp_path / "run/latents.bin.json"
+    good = path.read_bytes()
+    fingerprint = json.loads(good)["fingerprint"]
+    whole = LatentCache.open(path.with_suffix(""), fingerprint)
+    for place, bit in itertools.product(range(len(good)), range(8)):
+        path.write_bytes(good[:place] + bytes([good[place] ^ 1 << bit]) + good[place + 1 :])
+        try:
+            read = LatentCache.open(path.with_suffix(""), fingerprint)
+        except ValueError:
+            continue
+        assert (read.shape, read.dtype, read.abs_max) == (whole.shape, whole.dtype, whole.abs_max)
+        assert (read.dataset, read.stand_ins) == (whole.dataset, whole.stand_ins)
+
+
 def test_all_files_with_numbers_are_covered(finished):
     found = {str(p.relative_to(finished)) for p in finished.rglob("*") if p.is_file()}
     pictures = {name for name in found if name.endswith(".png")}
@@ -165,8 +184,6 @@ def test_older_files_without_checksums_load_and_say_so(finished, tmp_path):
     path = folder / "checkpoints/generator.safetensors"
     tensors, facts = files.load_weights(path)
     config = facts["config"]
-    import json
-
     save_file(tensors, path, {"config": json.dumps(config)})
     with pytest.warns(UserWarning, match="has no checksum"):
         load_system(path, "cpu")

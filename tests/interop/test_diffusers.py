@@ -151,6 +151,11 @@ def test_an_autoencoder_that_diffusers_made(tmp_path, config, more):
         ({"act_fn": "relu"}, "act_fn of .* must be silu, got relu"),
         ({"mid_block_add_attention": False}, "mid_block_add_attention of .* must be True"),
         ({"down_block_types": ["DownBlock2D"] * 2}, "block types of .* got"),
+        ({"down_block_types": 3}, "down_block_types must be a list of names, got 3"),
+        ({"up_block_types": [["UpDecoderBlock2D"]] * 2}, "up_block_types must be a list of names"),
+        ({"block_out_channels": []}, "block_out_channels of .* must be one or more"),
+        ({"block_out_channels": [True, 64]}, "block_out_channels must be a list of integers"),
+        (TINY | {"num_encoder_blocks": []}, "num_encoder_blocks of .* must be 1, n, n"),
         ({"layers_per_block": 2}, r"(?s)do not fit AutoencoderKL .*missing"),
     ],
 )

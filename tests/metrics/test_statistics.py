@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lddgan_kernels.metrics import load_statistics
+from lddgan_kernels.metrics import load_statistics, statistics_facts
 
 MU, SIGMA = np.arange(3.0), np.diag([1.0, 2.0, 3.0]).astype(np.float32)
 
@@ -49,6 +49,24 @@ def test_other_files_are_no_statistics(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((2, 4, 4, 3), np.uint8))
     for name in ("x.npz", "x.npy", "none.npz", "", "x.zip"):
         assert load_statistics(tmp_path / name) is None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"network": 5},
+        {"network": np.array({}, dtype=object)},
+        {"resolution": "x"},
+        {"resolution": np.arange(3)},
+        {"count": float("nan")},
+        {"count": -5},
+    ],
+    ids=str,
+)
+def test_wrong_facts_name_the_file(tmp_path, wrong):
+    save(tmp_path / "a.npz", **wrong)
+    with pytest.raises(ValueError, match=f"with a.*`{next(iter(wrong))}`.*a\\.npz"):
+        statistics_facts(tmp_path / "a.npz")
 
 
 class Harm:

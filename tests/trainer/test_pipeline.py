@@ -71,6 +71,12 @@ def test_classes_and_guidance(tmp_path):
     for wrong, told in (([2, 3], "in 0..2, got 3"), ([1], r"of shape \(2,\), got \(1,\)")):
         with pytest.raises(ValueError, match=f"sample: labels must be {told}"):
             pipeline(SEEDS, labels=torch.tensor(wrong))
+    with pytest.raises(ValueError, match="guidance must be a finite number, got nan"):
+        Pipeline.from_pretrained(tmp_path / "shared", guidance=float("nan"))
+    for parameter in pipeline.system.generator.parameters():
+        parameter.data.fill_(float("nan"))
+    with pytest.raises(ValueError, match=f"finite, got inf or NaN of seed {SEEDS[0]}"):
+        pipeline(SEEDS, labels=labels)
     plain = System(*(getattr(system("ddgan"), name) for name in ("config", "generator", "codec")))
     with pytest.raises(ValueError, match="labels must be None where there are no classes"):
         plain(SEEDS, labels=labels)
@@ -108,6 +114,11 @@ def test_errors(tmp_path, monkeypatch):
         Pipeline.from_pretrained(tmp_path / "none")
     with pytest.raises(FileNotFoundError, match="source must hold generator.safetensors"):
         Pipeline.from_pretrained(tmp_path)
+    for text in ("{", "[]", "[" * 200_000):
+        (tmp_path / "generator.safetensors").touch()
+        (tmp_path / "scores.json").write_text(text)
+        with pytest.raises(ValueError, match="scores.json must"):
+            Pipeline.from_pretrained(tmp_path)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ImportError, match=r"pip install 'lddgan_kernels\[hub\]'"):
         Pipeline.from_pretrained("owner/name")
