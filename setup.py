@@ -62,11 +62,12 @@ def find_cuda_major(nvcc):
 
 
 def find_cmake():
-    """cmake and ninja: the pip packages where present (an isolated build has them), else PATH."""
+    """cmake and ninja: the pip packages beside Python where present, else those of PATH, where an
+    isolated build has its own; a system's cmake may be too old for its nvcc."""
     found = {}
     for tool in ("cmake", "ninja"):
         beside = Path(sys.executable).parent / tool
-        found[tool] = shutil.which(tool) or (str(beside) if beside.exists() else None)
+        found[tool] = str(beside) if beside.exists() else shutil.which(tool)
     return found["cmake"], found["ninja"]
 
 

@@ -39,7 +39,7 @@ class Options:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
-    options = tyro.cli(Options, args=arguments)
+    options = tyro.cli(Options, args=arguments, prog="python -m lddgan_kernels.encode")
 
     def work() -> None:
         check_device("encode", options.device)

@@ -40,7 +40,7 @@ class Options(SystemOptions):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
-    options = tyro.cli(Options, args=arguments)
+    options = tyro.cli(Options, args=arguments, prog="python -m lddgan_kernels.export")
 
     def work() -> None:
         check_device("export", options.device)

@@ -125,7 +125,7 @@ def write(options: Options) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
-    options = tyro.cli(Options, args=arguments)
+    options = tyro.cli(Options, args=arguments, prog="python -m lddgan_kernels.sample")
 
     def work() -> None:
         check_device("sample", options.device)
