@@ -35,31 +35,31 @@ struct ApplyColumn {
     for (int e = 0; e < VEC; ++e) {
       int i = CHANNELS_LAST ? e : 0;
       float y = (pack.value(e) - at[i]) * gain[i] + shift[i];
-      if (silu) y *= sigmoid(y);
+      if (silu) y *= sigmoid<T>(y);
       results[e] = y;
     }
     out.write(j, NormPack<T, VEC>::of(results));
   }
 };
 
-// From the moments [3][groups] of the tile's groups (mean, what it missed, rstd) what ApplyColumn
-// reads of its channels, [3][channels]; ends with a barrier. `own`: of channel threadIdx.x.
+// From the moments of the tile's groups what ApplyColumn reads of its channels, [3][channels]; ends
+// with a barrier. `own`: of channel threadIdx.x.
 __device__ __forceinline__ void put_rows(const AdaGroupNormArgs& a, const NormTile& t,
-                                         const ChannelElements& own, const float* moments,
+                                         const ChannelElements& own, const GroupMoments& moments,
                                          float* rows) {
   for (int c = threadIdx.x; c < t.channels; c += blockDim.x) {
     const ChannelElements of = c == threadIdx.x ? own : ChannelElements(a, t, c);
     int g = t.group_of(c);
-    float mean = moments[g], missed = moments[t.groups + g], rstd = moments[2 * t.groups + g];
-    NormRow row = norm_row(of.scale.value(a.scale.dtype), of.shift.value(a.shift.dtype),
-                           center_of(mean, of.bias.value(a.bias.dtype)), missed, rstd);
+    const Center mean = moments.mean(g);
+    NormRow row =
+        norm_row(of.scale.value(a.scale.dtype), of.shift.value(a.shift.dtype),
+                 center_of(mean.at, of.bias.value(a.bias.dtype)), mean.missed, moments.rstd(g));
     rows[c] = row.at;
     rows[t.channels + c] = row.gain;
     rows[2 * t.channels + c] = row.shift;
     if (c + t.skipped == g * int(t.cpg.divisor) && t.part == 0) {
       int64_t i = int64_t(t.sample) * a.groups + t.first_group + g;
-      a.mean[i] = mean + missed;
-      a.rstd[i] = rstd;
+      moments.save(g, a.mean + i, a.rstd + i);
     }
   }
   __syncthreads();
@@ -68,6 +68,7 @@ __device__ __forceinline__ void put_rows(const AdaGroupNormArgs& a, const NormTi
 // A column of cat(x + bias, x2), as part_moments reads it; KEEP: packs are kept at `cache`.
 template <typename T, int VEC, bool KEEP>
 struct SourceColumn {
+  static constexpr bool kCopied = KEEP && kCopied16<T, VEC>;
   NormPacks<const T, VEC> packs;
   NormPack<T, VEC>* cache;
   NormSlots slots;
@@ -81,25 +82,23 @@ struct SourceColumn {
   __device__ __forceinline__ void keep(int j, const NormPack<T, VEC>& pack) const {
     if (KEEP) cache[slots(j)] = pack;
   }
+  __device__ __forceinline__ void copy(int j) const {
+    start_copy(cache + slots(j), packs.where(j));
+  }
+  __device__ __forceinline__ NormPack<T, VEC> copied(int j) const { return cache[slots(j)]; }
 };
 
 template <typename T, int VEC, bool CHANNELS_LAST>
-__global__ void __launch_bounds__(kNormThreads, kNormBlocks)
+__global__ void __launch_bounds__(kNormThreads, kOnchipBlocks<VEC>)
     forward_onchip_kernel(AdaGroupNormArgs a, NormCut cut) {
   NormTile t = norm_tile<VEC, CHANNELS_LAST>(cut, a.pixels);
   LDDGAN_DYNAMIC_SHARED(float, shared);
   float* rows = shared + norm_moments_floats(cut);  // [3][channels]; the first is first the bias
   float* own = rows + 3 * t.channels;               // [3][groups], read by the cluster
-  float* moments = own + 3 * t.groups;              // [3][groups]
-  int used = norm_moments_floats(cut) + 3 * t.channels + 6 * t.groups;
+  const GroupMoments moments{own + 3 * t.groups, t.groups};
+  int used = norm_moments_floats(cut) + 3 * t.channels + 7 * t.groups;
   auto* cache = reinterpret_cast<NormPack<T, VEC>*>(shared + (used + 3) / 4 * 4);
   const ChannelElements elements(a, t, threadIdx.x);
-  auto put_moments = [&](int g, const Moments& all) {
-    moments[g] = all.mean;
-    moments[t.groups + g] = all.missed;
-    moments[2 * t.groups + g] =
-        1.0f / sqrtf(fmaxf(all.squares, 0.0f) * reciprocal(all.count) + a.eps);
-  };
   part_moments<VEC, CHANNELS_LAST, kNormFlight>(
       cut, t, shared,
       [&](int column) {
@@ -114,7 +113,7 @@ __global__ void __launch_bounds__(kNormThreads, kNormBlocks)
       },
       [&](int c) { return a.bias.data != nullptr ? rows[c] : 0.0f; },
       [&](int g, const Moments& all) {
-        if (cut.parts == 1) return put_moments(g, all);
+        if (cut.parts == 1) return moments.put(g, all, a.eps);
         own[g] = all.mean;
         own[t.groups + g] = all.missed;
         own[2 * t.groups + g] = all.squares;
@@ -131,7 +130,7 @@ __global__ void __launch_bounds__(kNormThreads, kNormBlocks)
         return Moments{float(cpg) * float(min(left, cut.part_pixels)), of[g], of[t.groups + g],
                        of[2 * t.groups + g]};
       });
-      if (team.lane() == 0) put_moments(g, all);
+      if (team.lane() == 0) moments.put(g, all, a.eps);
     }
   }
   __syncthreads();
@@ -164,11 +163,11 @@ template <typename T, int VEC, bool CHANNELS_LAST>
 __global__ void __launch_bounds__(kNormThreads, kNormBlocks)
     apply_kernel(AdaGroupNormArgs a, const float* __restrict__ partial, NormCut cut) {
   NormTile t = norm_tile<VEC, CHANNELS_LAST>(cut, a.pixels);
-  LDDGAN_DYNAMIC_SHARED(float, rows);      // [3][channels]
-  float* moments = rows + 3 * t.channels;  // [3][groups]
+  LDDGAN_DYNAMIC_SHARED(float, rows);  // [3][channels]
+  const GroupMoments moments{rows + 3 * t.channels, t.groups};
   const ChannelElements elements(a, t, threadIdx.x);
-  merge_parts(partial + t.sample * a.groups * cut.parts * 2, t.first_group, t.groups,
-              int(t.cpg.divisor), a.pixels, cut.parts, a.eps, moments);
+  merge_parts(partial + t.sample * a.groups * cut.parts * 2, t.first_group, int(t.cpg.divisor),
+              a.pixels, cut.parts, a.eps, moments);
   __syncthreads();
   put_rows(a, t, elements, moments, rows);
   each_column(t, [&](int column) {
@@ -190,7 +189,7 @@ template <typename T, int VEC, bool CHANNELS_LAST>
 cudaError_t launch_apply(const AdaGroupNormArgs& a, const AdaGroupNormPlan& plan, void* stream) {
   NormLaunch n = norm_launch<T, VEC, CHANNELS_LAST>(a, plan, kNormWidth);
   return launch_kernel(apply_kernel<T, VEC, CHANNELS_LAST>, n.blocks, n.threads,
-                       size_t(3 * n.cut.width + 3 * plan.groups) * 4, stream, 1, a, plan.workspace,
+                       size_t(3 * n.cut.width + 4 * plan.groups) * 4, stream, 1, a, plan.workspace,
                        n.cut);
 }
 
@@ -198,7 +197,7 @@ template <typename T, int VEC, bool CHANNELS_LAST>
 cudaError_t launch_forward(const AdaGroupNormArgs& a, const AdaGroupNormPlan& plan, void* stream) {
   if (plan.onchip) {
     NormLaunch n = norm_launch<T, VEC, CHANNELS_LAST>(a, plan);
-    size_t floats = norm_moments_floats(n.cut) + 3 * n.cut.channels + 6 * plan.groups;
+    size_t floats = norm_moments_floats(n.cut) + 3 * n.cut.channels + 7 * plan.groups;
     return launch_kernel(forward_onchip_kernel<T, VEC, CHANNELS_LAST>, n.blocks, n.threads,
                          (floats + 3) / 4 * 16 + n.tile_bytes, stream, unsigned(plan.parts), a,
                          n.cut);

@@ -44,8 +44,8 @@ __device__ __forceinline__ void load_rows(const AdaGroupNormArgs& a, const NormT
     int64_t i = int64_t(t.sample) * a.groups + t.first_group + t.group_of(c);
     float mean = a.mean[i], rstd = a.rstd[i];
     Center center = center_of(mean, of.bias.value(a.bias.dtype));
-    NormRow row =
-        norm_row(of.scale.value(a.scale.dtype), of.shift.value(a.shift.dtype), center, 0, rstd);
+    NormRow row = norm_row(of.scale.value(a.scale.dtype), of.shift.value(a.shift.dtype), center, 0,
+                           {rstd, 0});
     rows[c] = row.at;
     rows[t.channels + c] = row.gain;
     rows[2 * t.channels + c] = row.shift;
@@ -53,7 +53,7 @@ __device__ __forceinline__ void load_rows(const AdaGroupNormArgs& a, const NormT
   }
 }
 
-template <int WIDTH>
+template <typename T, int WIDTH>
 struct ColumnRows {
   float at[WIDTH], gain[WIDTH], shift[WIDTH];
   bool silu;
@@ -66,20 +66,18 @@ struct ColumnRows {
   }
   // The gradient before the activation, of u = x - at.
   __device__ __forceinline__ float through(float u, float grad, int i) const {
-    float y = u * gain[i] + shift[i], s = sigmoid(y), slope = s * (1.0f + y * (1.0f - s));
+    float y = u * gain[i] + shift[i], s = sigmoid<T>(y), slope = s * (1.0f + y * (1.0f - s));
     return grad * (silu ? slope : 1.0f);  // chosen, not branched: elements overlap
   }
 };
 
-// Adds the sums of g * u, g and u of the packs that load(j) gives and keep(j, packs) takes.
-template <typename T, int VEC, bool CHANNELS_LAST, typename Load, typename Keep>
+// Adds the sums of g * u, g and u of the packs that each(count, use) goes through.
+template <typename T, int VEC, bool CHANNELS_LAST, typename Each>
 __device__ __forceinline__ void add_sums(const AdaGroupNormArgs& a, const NormTile& t,
-                                         const float* rows, int column, const Load& load,
-                                         const Keep& keep,
+                                         const float* rows, int column, const Each& each,
                                          float (&sums)[3][CHANNELS_LAST ? VEC : 1]) {
-  ColumnRows<CHANNELS_LAST ? VEC : 1> row(a, t, rows, column);
-  each_pack<kPairs>(t.count, load, [&](int j, const GradientPacks<T, VEC>& packs) {
-    keep(j, packs);
+  ColumnRows<T, CHANNELS_LAST ? VEC : 1> row(a, t, rows, column);
+  each(t.count, [&](const GradientPacks<T, VEC>& packs) {
 #pragma unroll
     for (int e = 0; e < VEC; ++e) {
       int i = CHANNELS_LAST ? e : 0;
@@ -109,14 +107,13 @@ __device__ __forceinline__ void finish_sums(const AdaGroupNormBackwardArgs& b, c
     const float mean = a.mean[group], rstd = a.rstd[group];
     double total = 0;
     for (int c = g * cpg + team.lane(); c < (g + 1) * cpg; c += team.lanes()) {
-      // Of whole groups, though the tile may have a chunk of one.
-      const ChannelElements of(a, t, c - t.skipped);
+      const int channel = c - t.skipped;  // of whole groups, though the tile may be a chunk of one
       float value = sum(1, c);
       if (k == 0) {
-        float missed = center_of(mean, of.bias.value(a.bias.dtype)).missed;
+        float missed = center_of(mean, bias_of(a, t, channel)).missed;
         value = (sum(0, c) + missed * value) * rstd;
       }
-      total += double(of.scale.value(a.scale.dtype)) * value;
+      total += double(read_row(a.scale, t.sample, t.first_channel + channel)) * value;
     }
     total = team.total(total);
     if (team.lane() == 0) means[i] = total * share;
@@ -149,32 +146,36 @@ __device__ __forceinline__ void finish_sums(const AdaGroupNormBackwardArgs& b, c
 }
 
 // grad_x = gain * g + slope * u + level, of the packs that load(j) gives; `rows` [5][channels].
-template <typename T, int VEC, bool CHANNELS_LAST, typename Load>
+template <bool COPIED, typename T, int VEC, bool CHANNELS_LAST, typename Load>
 __device__ __forceinline__ void write_grads(const AdaGroupNormBackwardArgs& b, const NormTile& t,
                                             const float* rows, int column, const Load& load) {
   constexpr int kWidth = CHANNELS_LAST ? VEC : 1;
   const AdaGroupNormArgs& a = b.forward;
-  ColumnRows<kWidth> row(a, t, rows, column);
+  ColumnRows<T, kWidth> row(a, t, rows, column);
   float slope[kWidth], level[kWidth];
   read_column<kWidth>(rows + 3 * t.channels, column, slope);
-  read_column<kWidth>(rows + 4 * t.channels, column, level);
+  if (!COPIED) read_column<kWidth>(rows + 4 * t.channels, column, level);
   NormPacks<T, VEC> out = split_packs<VEC, CHANNELS_LAST>(static_cast<T*>(b.grad_x),
                                                           static_cast<T*>(b.grad_x2), a, t, column);
-  each_pack<kPairs>(t.count, load, [&](int j, const GradientPacks<T, VEC>& packs) {
-    float results[VEC];
+  each_pack<COPIED ? kPairs / 2 : kPairs>(
+      t.count, load, [&](int j, const GradientPacks<T, VEC>& packs) {
+        float results[VEC];
+        if (COPIED) read_column<kWidth>(rows + 4 * t.channels, column, level);  // few registers
 #pragma unroll
-    for (int e = 0; e < VEC; ++e) {
-      int i = CHANNELS_LAST ? e : 0;
-      float u = packs.x.value(e) - row.at[i];
-      float g = row.through(u, packs.grad.value(e), i);
-      results[e] = row.gain[i] * g + (slope[i] * u + level[i]);
-    }
-    out.write(j, NormPack<T, VEC>::of(results));
-  });
+        for (int e = 0; e < VEC; ++e) {
+          int i = CHANNELS_LAST ? e : 0;
+          float u = packs.x.value(e) - row.at[i];
+          float g = row.through(u, packs.grad.value(e), i);
+          results[e] = row.gain[i] * g + (slope[i] * u + level[i]);
+        }
+        out.write(j, NormPack<T, VEC>::of(results));
+      });
 }
 
-template <typename T, int VEC, bool CHANNELS_LAST>
-__global__ void __launch_bounds__(kNormThreads, kNormBlocks)
+// COPIED: packs come into shared memory past the registers, of which a multiprocessor then has
+// enough for more blocks of all threads. Smaller blocks were faster without (on an H200).
+template <typename T, int VEC, bool CHANNELS_LAST, bool COPIED>
+__global__ void __launch_bounds__(kNormThreads, COPIED ? kOnchipBlocks<VEC> : kNormBlocks)
     backward_onchip_kernel(AdaGroupNormBackwardArgs b, NormCut cut) {
   const AdaGroupNormArgs& a = b.forward;
   NormTile t = norm_tile<VEC, CHANNELS_LAST>(cut, a.pixels);
@@ -194,13 +195,29 @@ __global__ void __launch_bounds__(kNormThreads, kNormBlocks)
         NormPacks<const T, VEC> x = source_packs<T, VEC, CHANNELS_LAST>(a, t, column);
         NormPacks<const T, VEC> grad = incoming_packs<T, VEC, CHANNELS_LAST>(b, t, column);
         const NormSlots slots = cache_slots<CHANNELS_LAST>(t, column);
-        add_sums<T, VEC, CHANNELS_LAST>(
-            a, t, rows, column, [&](int j) { return read_pair<T, VEC>(x, grad, j); },
-            [&](int j, const GradientPacks<T, VEC>& packs) {
-              x_cache[slots(j)] = packs.x;
-              grad_cache[slots(j)] = packs.grad;
-            },
-            own);
+        auto each = [&](int count, const auto& use) {
+          if constexpr (COPIED) {
+            each_copied_pack<kPairs / 2>(
+                count,
+                [&](int j) {
+                  start_copy(x_cache + slots(j), x.where(j));
+                  start_copy(grad_cache + slots(j), grad.where(j));
+                },
+                [&](int j) {
+                  return GradientPacks<T, VEC>{x_cache[slots(j)], grad_cache[slots(j)]};
+                },
+                [] {}, [&](int, const GradientPacks<T, VEC>& packs) { use(packs); });
+          } else {
+            each_pack<kPairs>(
+                count, [&](int j) { return read_pair<T, VEC>(x, grad, j); },
+                [&](int j, const GradientPacks<T, VEC>& packs) {
+                  x_cache[slots(j)] = packs.x;
+                  grad_cache[slots(j)] = packs.grad;
+                  use(packs);
+                });
+          }
+        };
+        add_sums<T, VEC, CHANNELS_LAST>(a, t, rows, column, each, own);
       });
   __syncthreads();
   for (int i = threadIdx.x; i < 3 * t.channels; i += blockDim.x) {
@@ -220,7 +237,7 @@ __global__ void __launch_bounds__(kNormThreads, kNormBlocks)
   finish_sums(b, t, [&](int k, int c) { return all[k * t.channels + c]; }, means, rows);
   each_column(t, [&](int column) {
     const NormSlots slots = cache_slots<CHANNELS_LAST>(t, column);
-    write_grads<T, VEC, CHANNELS_LAST>(b, t, rows, column, [&](int j) {
+    write_grads<COPIED, T, VEC, CHANNELS_LAST>(b, t, rows, column, [&](int j) {
       return GradientPacks<T, VEC>{x_cache[slots(j)], grad_cache[slots(j)]};
     });
   });
@@ -242,9 +259,12 @@ __global__ void __launch_bounds__(kNormThreads, kNormBlocks)
       cut, t, shared, [&](int column, float (&own)[3][CHANNELS_LAST ? VEC : 1]) {
         NormPacks<const T, VEC> x = source_packs<T, VEC, CHANNELS_LAST>(a, t, column);
         NormPacks<const T, VEC> grad = incoming_packs<T, VEC, CHANNELS_LAST>(b, t, column);
-        add_sums<T, VEC, CHANNELS_LAST>(
-            a, t, rows, column, [&](int j) { return read_pair<T, VEC>(x, grad, j); },
-            [](int, const GradientPacks<T, VEC>&) {}, own);
+        auto each = [&](int count, const auto& use) {
+          each_pack<kPairs>(
+              count, [&](int j) { return read_pair<T, VEC>(x, grad, j); },
+              [&](int, const GradientPacks<T, VEC>& packs) { use(packs); });
+        };
+        add_sums<T, VEC, CHANNELS_LAST>(a, t, rows, column, each, own);
       });
   __syncthreads();
 #pragma unroll
@@ -278,8 +298,8 @@ __global__ void __launch_bounds__(kNormThreads, kNormBlocks)
   each_column(t, [&](int column) {
     NormPacks<const T, VEC> x = source_packs<T, VEC, CHANNELS_LAST>(a, t, column);
     NormPacks<const T, VEC> grad = incoming_packs<T, VEC, CHANNELS_LAST>(b, t, column);
-    write_grads<T, VEC, CHANNELS_LAST>(b, t, rows, column,
-                                       [&](int j) { return read_pair<T, VEC>(x, grad, j); });
+    write_grads<false, T, VEC, CHANNELS_LAST>(b, t, rows, column,
+                                              [&](int j) { return read_pair<T, VEC>(x, grad, j); });
   });
 }
 
@@ -289,9 +309,14 @@ cudaError_t launch_backward(const AdaGroupNormBackwardArgs& b, const AdaGroupNor
   if (plan.onchip) {
     NormLaunch n = norm_launch<T, VEC, CHANNELS_LAST>(b.forward, plan, kWhole, 2);
     size_t floats = 4 * plan.groups + norm_sum_floats(3, n.cut) + 11 * size_t(n.cut.channels);
-    return launch_kernel(backward_onchip_kernel<T, VEC, CHANNELS_LAST>, n.blocks, n.threads,
-                         (floats + 3) / 4 * 16 + 2 * n.tile_bytes, stream, unsigned(plan.parts), b,
-                         n.cut);
+    auto kernel = backward_onchip_kernel<T, VEC, CHANNELS_LAST, false>;
+    if constexpr (VEC * sizeof(T) == 16) {
+      if (n.threads == kNormThreads) {
+        kernel = backward_onchip_kernel<T, VEC, CHANNELS_LAST, true>;
+      }
+    }
+    return launch_kernel(kernel, n.blocks, n.threads, (floats + 3) / 4 * 16 + 2 * n.tile_bytes,
+                         stream, unsigned(plan.parts), b, n.cut);
   }
   NormLaunch n = norm_launch<T, VEC, CHANNELS_LAST>(b.forward, plan, kNormWidth, 2);
   cudaError_t error = launch_kernel(sums_kernel<T, VEC, CHANNELS_LAST>, n.blocks, n.threads,

@@ -6,6 +6,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #include "lddgan/dtype.h"
 
@@ -81,18 +82,6 @@ __device__ __forceinline__ uint32_t word_of<__half>(float low, float high) {
 }
 #endif
 
-// 1 / (1 + e^-x), by two instructions of the special function units; subnormal numbers are zero.
-__device__ __forceinline__ float sigmoid(float x) {
-#ifdef LDDGAN_EMULATED_CUDA
-  return 1.0f / (1.0f + std::exp(-x));
-#else
-  float power, result;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * -1.44269504f));
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(1.0f + power));
-  return result;
-#endif
-}
-
 // 1 / x, to within an ulp, of normal numbers.
 __device__ __forceinline__ float reciprocal(float x) {
 #ifdef LDDGAN_EMULATED_CUDA
@@ -101,6 +90,69 @@ __device__ __forceinline__ float reciprocal(float x) {
   float result;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
   return fmaf(result, fmaf(-x, result, 1.0f), result);
+#endif
+}
+
+// 1 / (1 + e^-x), by two instructions of the special function units; subnormal numbers are zero.
+// Where results stay in float32 it is as exact as PyTorch's: with what the exponent of 2 missed.
+template <typename T>
+__device__ __forceinline__ float sigmoid(float x) {
+#ifdef LDDGAN_EMULATED_CUDA
+  return 1.0f / (1.0f + std::exp(-x));
+#else
+  constexpr float kLog2E = 1.44269504f;
+  if constexpr (std::is_same_v<T, float>) {
+    x = fmaxf(x, -87.0f);  // of less, e^-x is infinite
+  }
+  const float exponent = x * -kLog2E;
+  float power, result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(exponent));
+  if constexpr (std::is_same_v<T, float>) {
+    const float missed = fmaf(x, -kLog2E, -exponent) - x * 1.92596299e-8f;
+    result = reciprocal(1.0f + fmaf(power, missed * 0.693147181f, power));
+  } else {
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(1.0f + power));
+  }
+  return result;
+#endif
+}
+
+// 16 bytes from global to shared memory, past the registers; in other packs' sizes by them.
+#if defined(LDDGAN_EMULATED_CUDA) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800)
+constexpr bool kCopiesPastRegisters = true;
+#else
+constexpr bool kCopiesPastRegisters = false;
+#endif
+
+template <typename Pack>
+__device__ __forceinline__ void start_copy(Pack* to, const Pack* from) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile(
+      "cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(uint32_t(__cvta_generic_to_shared(to))),
+      "l"(__cvta_generic_to_global(from))
+      : "memory");
+#else
+  *to = *from;
+#endif
+}
+
+// Ends a batch of copies.
+__device__ __forceinline__ void end_batch() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Waits until at most so many of the thread's batches are under way, or at most two.
+__device__ __forceinline__ void await_batches(int under_way) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  if (under_way >= 2) {
+    asm volatile("cp.async.wait_group 2;" ::: "memory");
+  } else if (under_way == 1) {
+    asm volatile("cp.async.wait_group 1;" ::: "memory");
+  } else {
+    asm volatile("cp.async.wait_group 0;" ::: "memory");
+  }
 #endif
 }
 

@@ -50,6 +50,27 @@ struct Team {
   }
 };
 
+// A number and what it missed by rounding.
+struct Center {
+  float at, missed;
+};
+
+__device__ __forceinline__ Center exact_sum(float a, float b) {
+  float at = a + b, back = at - a;
+  return {at, (a - (at - back)) + (b - back)};
+}
+
+// 1 / sqrt(squares / count + eps): a group's factor, whose error all of its elements have.
+__device__ __forceinline__ Center root_of(float squares, float count, float eps) {
+  const float share = reciprocal(count), mean = squares * share;
+  Center variance = exact_sum(mean, eps);
+  variance.missed += fmaf(-mean, count, squares) * share;
+  const float root = rsqrtf(variance.at), half = variance.at * root;
+  const float away = fmaf(-half, root, 1.0f) - fmaf(variance.at, root, -half) * root -
+                     variance.missed * root * root;
+  return {root, fabsf(away) < 1.0f ? 0.5f * root * away : 0.0f};  // not of infinite ones
+}
+
 // Merges `slots` moments (Chan) by the lanes of a team; each gets the result. slot(i) reads the
 // i-th, which may be empty (count 0); the first is not.
 template <typename Slot>
@@ -78,25 +99,43 @@ __device__ __forceinline__ Moments merge_moments(int slots, Team team, const Slo
   return all;
 }
 
-// From the partial moments [sample's groups][parts][2] of a sample, for `groups` groups of `cpg`
-// channels from `first_group` on: [3][groups] of mean, what it missed and rstd; no barrier.
-__device__ __forceinline__ void merge_parts(const float* partial, int first_group, int groups,
-                                            int cpg, int64_t pixels, int parts, float eps,
-                                            float* moments) {
+// Of a sample's groups in shared memory, [4][groups]: mean and rstd, each with what it missed.
+struct GroupMoments {
+  float* at;
+  int groups;
+  __device__ __forceinline__ Center mean(int g) const { return {at[g], at[groups + g]}; }
+  __device__ __forceinline__ Center rstd(int g) const {
+    return {at[2 * groups + g], at[3 * groups + g]};
+  }
+  __device__ __forceinline__ void put(int g, const Moments& all, float eps) const {
+    const Center root = root_of(fmaxf(all.squares, 0.0f), all.count, eps);
+    at[g] = all.mean;
+    at[groups + g] = all.missed;
+    at[2 * groups + g] = root.at;
+    at[3 * groups + g] = root.missed;
+  }
+  // What the backward pass reads.
+  __device__ __forceinline__ void save(int g, float* to_mean, float* to_rstd) const {
+    *to_mean = mean(g).at + mean(g).missed;
+    *to_rstd = rstd(g).at + rstd(g).missed;
+  }
+};
+
+// From the partial moments [sample's groups][parts][2] of a sample those of its groups of `cpg`
+// channels from `first_group` on; no barrier.
+__device__ __forceinline__ void merge_parts(const float* partial, int first_group, int cpg,
+                                            int64_t pixels, int parts, float eps,
+                                            const GroupMoments& moments) {
   const int size = norm_part_size(pixels, parts);
   const Team team = Team::of(parts);
-  for (int g = team.index(); g < groups; g += team.count()) {
+  for (int g = team.index(); g < moments.groups; g += team.count()) {
     const float* p = partial + int64_t(first_group + g) * parts * 2;
     Moments all = merge_moments(parts, team, [&](int i) {
       int64_t left = pixels - int64_t(i) * size;
       if (left <= 0) return Moments{0, 0, 0, 0};
       return Moments{float(cpg) * float(left < size ? left : size), p[2 * i], 0, p[2 * i + 1]};
     });
-    if (team.lane() == 0) {
-      moments[g] = all.mean;
-      moments[groups + g] = all.missed;
-      moments[2 * groups + g] = 1.0f / sqrtf(all.squares * reciprocal(all.count) + eps);
-    }
+    if (team.lane() == 0) moments.put(g, all, eps);
   }
 }
 

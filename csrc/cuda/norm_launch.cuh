@@ -11,8 +11,16 @@ namespace lddgan {
 
 constexpr int kNormThreads = 256;  // the most of a block
 constexpr int kNormBlocks = 2;     // of those, that share a multiprocessor at least
-constexpr int kWhole = 1 << 30;    // channels of a block: all of its groups
-constexpr int kNormWidth = 1024;   // channels of a block, at most, where a group can be cut
+// The same where packs, of 16-bit elements, are copied past the registers: for 80 of those the code
+// of other architectures spills a few.
+template <int VEC>
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
+constexpr int kOnchipBlocks = VEC == 8 ? 3 : kNormBlocks;
+#else
+constexpr int kOnchipBlocks = kNormBlocks;
+#endif
+constexpr int kWhole = 1 << 30;   // channels of a block: all of its groups
+constexpr int kNormWidth = 1024;  // channels of a block, at most, where a group can be cut
 
 // Divides numbers below 2^31 by a number of the launch: one multiplication and a shift.
 struct Divider {

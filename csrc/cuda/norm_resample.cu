@@ -25,13 +25,13 @@ struct Cut {
 };
 
 // What a thread's channels are normalised by (NormRow).
-template <int VEC>
+template <typename T, int VEC>
 struct Rows {
   float at[VEC], gain[VEC], shift[VEC];
   bool silu;
   __device__ __forceinline__ float act(float x, int e) const {
     float y = (x - at[e]) * gain[e] + shift[e];
-    return silu ? y * sigmoid(y) : y;
+    return silu ? y * sigmoid<T>(y) : y;
   }
 };
 
@@ -72,7 +72,7 @@ struct Reach {
 
 // The sums of a column of x, as it is (s) and after act (h). All rows are asked for at once.
 template <bool NORM, bool RAW, bool UP, int VEC, typename T>
-__device__ __forceinline__ void sum_column(const Images<T>& of, const Rows<VEC>& rows,
+__device__ __forceinline__ void sum_column(const Images<T>& of, const Rows<T, VEC>& rows,
                                            const Reach<UP>& reach, int column, Column<UP, VEC>& h,
                                            Column<UP, VEC>& s) {
   constexpr int kRows = Reach<UP>::kRows;
@@ -125,7 +125,7 @@ __device__ __forceinline__ void put(T* image, int64_t row, int width, int column
 
 // One step's outputs along W: [begin, end) of them (down), or of the inputs that they lie at (up).
 template <bool NORM, bool RAW, bool UP, int VEC, typename T>
-__device__ __forceinline__ void walk(const Images<T>& of, const Rows<VEC>& rows, int step,
+__device__ __forceinline__ void walk(const Images<T>& of, const Rows<T, VEC>& rows, int step,
                                      int begin, int end) {
   Column<UP, VEC> h[4], s[4];
   const Reach<UP> reach(of, step);
@@ -167,26 +167,28 @@ __device__ __forceinline__ void merge_rows(const AdaGroupNormArgs& a, const floa
                                            int width, bool writes, float* rows) {
   int cpg = int(a.channels1 / a.groups), first_group = first / cpg;
   int groups = (first + count - 1) / cpg - first_group + 1;
-  float* moments = rows + 3 * width;
+  const GroupMoments moments{rows + 3 * width, groups};
   RowElement scale, shift;  // of the thread's channel
   if (threadIdx.x < count) {
     scale = RowElement(a.scale, sample, first + threadIdx.x);
     shift = RowElement(a.shift, sample, first + threadIdx.x);
   }
-  merge_parts(partial + sample * a.groups * parts * 2, first_group, groups, cpg, a.pixels, parts,
-              a.eps, moments);
+  merge_parts(partial + sample * a.groups * parts * 2, first_group, cpg, a.pixels, parts, a.eps,
+              moments);
   __syncthreads();
   if (threadIdx.x < count) {
     const int i = threadIdx.x, g = (first + i) / cpg - first_group;
-    const float gain = moments[2 * groups + g] * scale.value(a.scale.dtype);
-    rows[i] = moments[g];
-    rows[width + i] = gain;
-    rows[2 * width + i] = shift.value(a.shift.dtype) - moments[groups + g] * gain;
+    const Center mean = moments.mean(g);
+    const NormRow row = norm_row(scale.value(a.scale.dtype), shift.value(a.shift.dtype),
+                                 {mean.at, 0}, mean.missed, moments.rstd(g));
+    rows[i] = row.at;
+    rows[width + i] = row.gain;
+    rows[2 * width + i] = row.shift;
   }
   for (int g = threadIdx.x; g < groups && writes; g += blockDim.x) {
     if ((first_group + g) * cpg < first) continue;  // the block before has it
-    a.mean[sample * a.groups + first_group + g] = moments[g] + moments[groups + g];
-    a.rstd[sample * a.groups + first_group + g] = moments[2 * groups + g];
+    int64_t i = sample * a.groups + first_group + g;
+    moments.save(g, a.mean + i, a.rstd + i);
   }
   __syncthreads();
 }
@@ -222,7 +224,7 @@ __global__ void __launch_bounds__(kThreads, 3)
                channels,
                int(a.height),
                int(a.width)};
-  Rows<VEC> rows;
+  Rows<T, VEC> rows;
   rows.silu = a.norm.silu;
   if (own) {
     read_column<VEC>(shared + channel, 0, rows.at);
@@ -256,7 +258,7 @@ cudaError_t launch(const NormResampleArgs& a, const float* partial, int parts, v
   cut.segments = (length + cut.segment - 1) / cut.segment;
   int rows = kThreads / cut.columns;
   cut.blocks = (cut.steps * cut.segments + rows - 1) / rows;
-  size_t floats = 6 * size_t(cut.columns) * VEC;  // rows; moments of as many groups at most
+  size_t floats = 7 * size_t(cut.columns) * VEC;  // rows; moments of as many groups at most
   return launch_kernel(norm_resample_kernel<T, VEC, UP, SAME>, unsigned(chunks * cut.blocks),
                        kThreads, floats * sizeof(float), stream, 1, a, partial, parts, cut);
 }

@@ -16,9 +16,10 @@ constexpr int kPivotFlight = VEC == 8 ? 2 : 4;  // of them, loaded at once
 
 // The moments of the tile's groups: put(g, moments) takes them, once each; no barrier at its end.
 // column_at(column) gives what the thread keeps of a column: read(j) and read_away(packs) load;
-// sum(loaded) makes the pack of it that counts; keep(j, pack) takes that. ready() is called before
-// the barrier that comes before the first bias(c), which is added to all values of a channel of
-// the tile. `shared`: norm_moments_floats(cut).
+// sum(loaded) makes the pack of it that counts; keep(j, pack) takes that; where kCopied, copy(j)
+// and copied(j) stand for read and keep. ready() is called before the barrier that comes before the
+// first bias(c), which is added to all values of a channel of the tile. `shared`:
+// norm_moments_floats(cut).
 template <int VEC, bool CHANNELS_LAST, int FLIGHT, typename Column, typename Ready, typename Bias,
           typename Put>
 __device__ __forceinline__ void part_moments(const NormCut& cut, const NormTile& t, float* shared,
@@ -29,42 +30,51 @@ __device__ __forceinline__ void part_moments(const NormCut& cut, const NormTile&
   column_sums<2, VEC, CHANNELS_LAST>(cut, t, shared, [&](int at, float (&sums)[2][kWidth]) {
     auto column = column_at(at);
     float pivot[kWidth] = {};
-    each_pack<FLIGHT>(
-        t.count, [&](int j) { return column.read(j); },
-        [&] {
-          constexpr int kFlight = kPivotFlight<VEC>;
+    auto first = [&] {
+      constexpr int kFlight = kPivotFlight<VEC>;
 #pragma unroll 1
-          for (int first = 0; first < kPivots<VEC>; first += kFlight) {
-            decltype(column.read(0)) loaded[kFlight];
+      for (int first = 0; first < kPivots<VEC>; first += kFlight) {
+        decltype(column.read(0)) loaded[kFlight];
 #pragma unroll
-            for (int i = 0; i < kFlight; ++i) {
-              int pack = (2 * (first + i) + 1) * t.packs / (2 * kPivots<VEC>);
-              loaded[i] = column.read_away(pack - t.first);
-            }
+        for (int i = 0; i < kFlight; ++i) {
+          int pack = (2 * (first + i) + 1) * t.packs / (2 * kPivots<VEC>);
+          loaded[i] = column.read_away(pack - t.first);
+        }
 #pragma unroll
-            for (int i = 0; i < kFlight; ++i) {
-              const auto pack = column.sum(loaded[i]);
+        for (int i = 0; i < kFlight; ++i) {
+          const auto pack = column.sum(loaded[i]);
 #pragma unroll
-              for (int e = 0; e < VEC; ++e) pivot[CHANNELS_LAST ? e : 0] += pack.value(e);
-            }
-          }
+          for (int e = 0; e < VEC; ++e) pivot[CHANNELS_LAST ? e : 0] += pack.value(e);
+        }
+      }
 #pragma unroll
-          for (int e = 0; e < kWidth; ++e) {
-            pivot[e] *= 1.0f / float(CHANNELS_LAST ? kPivots<VEC> : kPivots<VEC> * VEC);
-            if (t.first == 0) pivots[at * kWidth + e] = pivot[e];
-          }
-        },
-        [&](int j, const auto& loaded) {
-          const auto pack = column.sum(loaded);
-          column.keep(j, pack);
+      for (int e = 0; e < kWidth; ++e) {
+        pivot[e] *= 1.0f / float(CHANNELS_LAST ? kPivots<VEC> : kPivots<VEC> * VEC);
+        if (t.first == 0) pivots[at * kWidth + e] = pivot[e];
+      }
+    };
+    auto add = [&](const auto& pack) {
 #pragma unroll
-          for (int e = 0; e < VEC; ++e) {
-            int i = CHANNELS_LAST ? e : 0;
-            float away = pack.value(e) - pivot[i];
-            sums[0][i] += away;
-            sums[1][i] += away * away;
-          }
-        });
+      for (int e = 0; e < VEC; ++e) {
+        int i = CHANNELS_LAST ? e : 0;
+        float away = pack.value(e) - pivot[i];
+        sums[0][i] += away;
+        sums[1][i] += away * away;
+      }
+    };
+    if constexpr (decltype(column)::kCopied) {
+      each_copied_pack<FLIGHT / 2>(
+          t.count, [&](int j) { column.copy(j); }, [&](int j) { return column.copied(j); }, first,
+          [&](int, const auto& pack) { add(pack); });
+    } else {
+      each_pack<FLIGHT>(
+          t.count, [&](int j) { return column.read(j); }, first,
+          [&](int j, const auto& loaded) {
+            const auto pack = column.sum(loaded);
+            column.keep(j, pack);
+            add(pack);
+          });
+    }
   });
   ready();
   __syncthreads();

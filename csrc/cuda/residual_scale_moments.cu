@@ -24,6 +24,7 @@ struct AddendPacks {
 // A column of the result, as part_moments reads it: written, and rounded as it was written.
 template <typename T, int VEC, bool CHANNELS_LAST>
 struct SumColumn {
+  static constexpr bool kCopied = false;
   static constexpr int kWidth = CHANNELS_LAST ? VEC : 1;
   NormPacks<const T, VEC> x, h, h2;
   NormPacks<T, VEC> out;

@@ -176,7 +176,7 @@ def onchip_bytes(
     _, cpg, _, hw = problem
     channels = groups * cpg
     tile = channels * min(part_size(hw, parts), hw)
-    rows = 4 * channels + 6 * groups if held == 1 else 11 * channels + 4 * groups
+    rows = 4 * channels + 7 * groups if held == 1 else 11 * channels + 4 * groups
     found = []
     for vector in (1, 16 // itemsize):
         if (channels if channels_last else hw) % vector == 0:

@@ -100,6 +100,18 @@ def test_every_way_to_cut(backend, layout, kind, groups, parts, height, monkeypa
     check(backend, inputs(shape, torch.bfloat16, layout, device_of(backend)), 2)
 
 
+# Blocks of all threads, whose packs are copied past the registers; a group in chunks of channels.
+@pytest.mark.parametrize(("kind", "channels", "size"), [("onchip", 64, 16), ("split", 2056, 3)])
+@pytest.mark.parametrize("dtype", DTYPES[:2])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("backend", GPU_BACKENDS)
+def test_large_blocks_and_wide_groups(backend, layout, dtype, kind, channels, size, monkeypatch):
+    plan = NormPlan(kind, 1, 1, 1)
+    monkeypatch.setattr(module, "gpu_plans", lambda *_: (plan, plan))
+    shape = (1, channels, 0, size, size, 1)
+    check(backend, inputs(shape, dtype, layout, device_of(backend)), 1)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", [(1, 44, 36, 57, 61, 8), (2, 160, 0, 40, 40, 32)])
