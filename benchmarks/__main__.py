@@ -33,7 +33,8 @@ def main() -> None:
     parser.add_argument(
         "names", nargs="+", metavar="NAME", help=f"{', '.join(names())}, all or plot"
     )
-    parser.add_argument("--seconds", type=float, default=0.6, help="time for each side of a case")
+    parser.add_argument("--seconds", type=float, help="time for each side of a case")
+    parser.add_argument("--only", default="", metavar="REGEX", help="cases whose names match")
     parser.add_argument(
         "--isa",
         choices=instruction_sets(),
@@ -52,9 +53,14 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was timed is stored
     for name in wanted:
         module = importlib.import_module(f"benchmarks.{name}")
+        seconds = options.seconds or getattr(module, "SECONDS", 0.6)
         if hasattr(module, "cases"):
-            _harness.run(name, module.cases(), options.seconds)
-        else:  # whole-model benchmarks have a harness call of their own
+            _harness.run(name, module.cases(), seconds, options.only)
+        elif hasattr(module, "cases_of_systems"):
+            found = _harness.run(name, module.cases_of_systems(options.all), seconds, options.only)
+            if hasattr(module, "headline"):
+                print(module.headline(found))
+        else:  # no cases of the harness
             module.main(everything=options.all)
 
 

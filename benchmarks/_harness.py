@@ -29,6 +29,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks import _turns
 from lddgan_kernels import _extension
 from lddgan_kernels._bfloat16 import multiplies_bfloat16
 from lddgan_kernels.testing import INSTRUCTION_SETS
@@ -169,7 +170,7 @@ def _time(run: Callable[[], None], on_gpu: bool) -> float:
     return time.perf_counter() - begin
 
 
-def _recorded(fn: Callable, inputs: Sequence[tuple], repeats: int) -> Callable[[], None]:
+def recorded_calls(fn: Callable, inputs: Sequence[tuple], repeats: int) -> Callable[[], None]:
     """The calls as a CUDA graph: replayed, they take the kernels' time and not Python's."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -205,7 +206,7 @@ def measure(case: Case, seconds: float = 0.6, min_rounds: int = 5) -> dict[str, 
     rounds: dict[str, tuple[Callable[[], None], int]] = {}
     short, round_seconds = set(), 0.0
     for name, fn in case.sides.items():
-        fn(*inputs[0])  # compiles, packs, fills caches
+        fn(*inputs[0])
         once = time_once(fn, inputs[-1], 1)
         if once < seconds / 10:
             once = min(once, *(time_once(fn, inputs[0], 1) for _ in range(4)))
@@ -218,7 +219,7 @@ def measure(case: Case, seconds: float = 0.6, min_rounds: int = 5) -> dict[str, 
             # Each set at least once, but no more nodes than a graph takes well.
             repeats = min(max(repeats, len(inputs)), 1000)
             try:
-                run = _recorded(fn, inputs, repeats)
+                run = recorded_calls(fn, inputs, repeats)
             except RuntimeError as error:
                 torch.cuda.synchronize()
                 print(f"    {name} is called, not replayed: {str(error).splitlines()[0]}")
@@ -245,6 +246,7 @@ def measure(case: Case, seconds: float = 0.6, min_rounds: int = 5) -> dict[str, 
     return found
 
 
+@functools.cache
 def copy_bandwidth(size: int = 1 << 28) -> float:
     """Bytes a second, read and written, of a large copy on the benchmark device."""
     x = torch.empty(size // 4, device=device())
@@ -308,33 +310,45 @@ def store(benchmark: str, rows: list[dict], complete: bool = True) -> str:
     return f"stored in {path}"
 
 
-def run(benchmark: str, cases: Iterable[Case], seconds: float = 0.6) -> dict:
+def run(benchmark: str, cases: Iterable[Case], seconds: float = 0.6, only: str = "") -> dict:
     """Checks, times, prints and stores all cases of a benchmark; returns the summary.
 
     The summary maps group -> side -> {"ratio": geometric mean of side/ours, "target": asked for}.
-    Where it is interrupted, the cases so far are stored, and the interruption goes on.
+    Where it is interrupted, the cases so far are stored, and the interruption goes on. `only`: of
+    the cases, those whose names match this.
     """
-    bandwidth = copy_bandwidth()
-    print(f"{benchmark} on {device_name()}, copy bandwidth {bandwidth / 1e9:.1f} GB/s")
+    print(f"{benchmark} on {device_name()}")
     rows: list[dict] = []
     complete = False
     try:
         for case in cases:
-            rows.append(_row(case, seconds, bandwidth))
-        complete = True
+            if re.search(only, case.name):
+                rows.append(_row(case, seconds))
+        complete = not only
     finally:
         summary = _summary(rows)
         for group, sides in summary.items():
             for side, found in sides.items():
                 print(f"{benchmark} | {group}: {_verdict(side, **found)}")
         if rows:
-            print(store(benchmark, rows, complete), flush=True)
+            with _turns.results():
+                print(store(benchmark, rows, complete), flush=True)
     return summary
 
 
-def _row(case: Case, seconds: float, bandwidth: float) -> dict:
+def _row(case: Case, seconds: float) -> dict:
     """Checks, times and prints a case."""
-    case.check()
+    with _turns.machine(alone=False):
+        case.check()
+        inputs = case.inputs()
+        for side in case.sides.values():
+            side(*inputs)  # compiles, packs, fills caches
+    with _turns.machine(alone=True):
+        return _timed_row(case, seconds)
+
+
+def _timed_row(case: Case, seconds: float) -> dict:
+    bandwidth = copy_bandwidth()
     times = measure(case, seconds)
     ours = times["ours"][1]
     ratios = {name: t[1] / ours for name, t in times.items() if name != "ours"}

@@ -6,11 +6,14 @@ ONNX Runtime and OpenVINO where they are installed (`_peers.py`). `--all` adds m
 other presets and the decoder. Noise is each side's own: Philox here,
 torch.randn there. Images must agree within the error rule on the same noise before anything is
 timed. The last line is the headline.
+
+On a GPU all are called from Python, as users do; further sides are torch.compile in the mode that
+replays its calls as CUDA graphs, and the compiled calls of a sample captured by hand as one graph.
 """
 
 import copy
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -19,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import _limits, _peers
-from benchmarks._harness import Case, copy_bandwidth, device, network_dtypes, run
+from benchmarks._harness import Case, copy_bandwidth, device, network_dtypes, recorded_calls
 from benchmarks._plain_models import BEST, PUBLISHED, Form, plain
 from benchmarks.decoder import check_decoder
 from benchmarks.decoder import published as published_decoder
@@ -35,6 +38,7 @@ from lddgan_kernels.ops import posterior_sample, seeded_normal
 from lddgan_kernels.testing import assert_error_rule, relative_error
 from lddgan_kernels.trainer import config_file, networks
 
+SECONDS = 2.0
 PRESETS = (
     "cifar10",
     "ddgan-cifar10",
@@ -170,6 +174,12 @@ def compiled(generator: nn.Module, mode: str | None) -> Callable:
     return torch.compile(lambda x, t, z: generator(x, t, z), dynamic=False, mode=mode)
 
 
+def _captured(draw: Callable) -> Callable:
+    """`draw` replayed as a CUDA graph of its first call, which compiles."""
+    replay = cache(lambda: recorded_calls(draw, [(torch.empty(0),)], 1))  # no seeds are read
+    return lambda seeds: replay()()
+
+
 def _case(subject: Subject, full: Subject, batch: int, everything: bool) -> Case:
     """Latents (or pixels) of `subject`; `full` is the same in float32."""
     torch._dynamo.reset()
@@ -186,6 +196,11 @@ def _case(subject: Subject, full: Subject, batch: int, everything: bool) -> Case
         "plain channels_last": side(subject, subject.last, BEST, LAST),
         "compile": side(subject, compiled(subject.last, None), BEST, LAST),
     }
+    gpu = device().type == "cuda"
+    if gpu:
+        sides["compile, one graph"] = _captured(sides["compile"])
+        fast = compiled(subject.last, "reduce-overhead")
+        sides["compile reduce-overhead"] = side(subject, fast, BEST, LAST)
     flat = torch.randn(batch, *subject.shape, device=device()).to(subject.dtype)
     example = (
         flat,
@@ -194,7 +209,6 @@ def _case(subject: Subject, full: Subject, batch: int, everything: bool) -> Case
     )
     for name, call in _peers.sides(subject.generator, example).items():
         sides[name] = side(subject, call, BEST, contiguous)
-    gpu = device().type == "cuda"
     targets = GPU_TARGETS if gpu else TARGETS
     if everything:
         tuned = compiled(subject.last, "max-autotune" if gpu else "max-autotune-no-cudagraphs")
@@ -213,6 +227,7 @@ def _case(subject: Subject, full: Subject, batch: int, everything: bool) -> Case
         subject.check,
         targets={side: ratio for side, ratio in asked.items() if side in {*sides, *best}},
         best=best,
+        as_called=gpu,
         facts=lambda seconds: _facts(subject, batch, seconds, sides["published"]),
     )
 
@@ -280,7 +295,7 @@ def _decoded(subject: Subject, full: Subject, batch: int) -> Case:
     return subject.case(batch, sides, check, " with decoder")
 
 
-def _cases(everything: bool) -> Iterator[Case]:
+def cases_of_systems(everything: bool) -> Iterator[Case]:
     gpu = device().type == "cuda"
     for preset in PRESETS if everything else PRESETS[:1]:
         subjects = [Subject(preset, dtype) for dtype in network_dtypes()]
@@ -297,12 +312,10 @@ def _cases(everything: bool) -> Iterator[Case]:
                     yield _decoded(subject, full, batch)
 
 
-def main(everything: bool = False) -> None:
-    """Runs the benchmark; its headline is the last line printed."""
-    summary = run("sampling", _cases(everything), seconds=2.0)
+def headline(summary: dict) -> str:
     found = (
         f"{sides[side]['ratio']:.2f}x in {dtype}"
         for dtype, side in (("float32", "published"), ("bfloat16", "published float32"))
         if (sides := summary.get(f"cifar10 {dtype} batch 16"))
     )
-    print(f"sampling cifar10, batch 16, over the published form in float32: {', '.join(found)}")
+    return f"sampling cifar10, batch 16, over the published form in float32: {', '.join(found)}"

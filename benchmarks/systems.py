@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import _published_code
-from benchmarks._harness import Case, device, network_dtypes, run
+from benchmarks._harness import Case, device, network_dtypes
 from benchmarks._plain_models import PUBLISHED
 from benchmarks.sampling import Subject
 from lddgan_kernels import use_backend
@@ -26,6 +26,7 @@ SYSTEMS = {
     "cifar10-vit-tiny": None,
 }
 # Over the published code: never slower in float32, twice as fast in the best dtype at batch 16.
+SECONDS = 2.0
 TARGETS = {
     ("float32", 1): {"published code": 1.0},
     ("float32", 16): {"published code": 1.0},
@@ -79,7 +80,8 @@ def _case(subject: Subject, batch: int, published: Published | None) -> Case:
     return subject.case(batch, sides, check, targets=targets, best=best)
 
 
-def _cases() -> Iterator[Case]:
+def cases_of_systems(everything: bool) -> Iterator[Case]:
+    """There are no further ones for `everything`."""
     for preset, repository in SYSTEMS.items():
         subjects = [Subject(preset, dtype) for dtype in network_dtypes()]
         full = subjects[0]
@@ -89,8 +91,3 @@ def _cases() -> Iterator[Case]:
         for subject in subjects:
             for batch in (1, 16):
                 yield _case(subject, batch, published)
-
-
-def main(everything: bool = False) -> None:
-    """Runs the benchmark; it has no further cases for `everything`."""
-    run("systems", _cases(), seconds=2.0)

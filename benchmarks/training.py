@@ -4,9 +4,9 @@ Ours is, on a GPU, replayed as CUDA graphs; "ours, call by call" is without. Oth
 published form (FIR by zero-stuffing, contiguous) in float32 and in our precision, and the best
 plain form (FIR as depthwise convolution, channels_last); on a GPU, and with `--all`, that with both
 networks under torch.compile too (steps with the R1 penalty stay eager there: compiled code has no
-second derivative). A group's ratio weighs steps with and without the penalty as
-training does: one in `r1_every`. The batch is the preset's on a GPU, 16 on a CPU. `--all` adds the
-other presets.
+second derivative), on a GPU replayed as ours is. A group's ratio weighs steps with and without the
+penalty as training does: one in `r1_every`. The batch is the preset's on a GPU, 16 on a CPU.
+`--all` adds the other presets.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import _limits
-from benchmarks._harness import Case, device, network_dtypes, run
+from benchmarks._harness import Case, device, network_dtypes
 from benchmarks._plain_models import BEST, PUBLISHED, Form, plain
 from benchmarks.sampling import PRESETS
 from lddgan_kernels.trainer import config_file, networks
@@ -55,16 +55,18 @@ def _stage(preset: str, precision: str, channels_last: bool, cuda_graphs: bool =
     return GanStage(config, _Latents(), device())  # type: ignore[arg-type]
 
 
-def _compiled(preset: str, precision: str) -> GanStage:
-    """Both networks' forward and backward under torch.compile, in the best plain form."""
+def _compiled(preset: str, precision: str, penalty: bool, cuda_graphs: bool) -> GanStage:
+    """The best plain form, both networks under torch.compile unless for steps with a penalty."""
     torch._dynamo.reset()
-    stage = _stage(preset, precision, True)
+    stage = _stage(preset, precision, True, cuda_graphs)
+    if penalty:
+        return stage
     stage.generator.compile(dynamic=False)
     stage.discriminator.compile(dynamic=False)
     return stage
 
 
-def _cases(everything: bool) -> Iterator[Case]:
+def cases_of_systems(everything: bool) -> Iterator[Case]:
     for preset in PRESETS if everything else PRESETS[:1]:
         for dtype in network_dtypes():
             precision = str(dtype).removeprefix("torch.")
@@ -104,7 +106,7 @@ def _case(preset: str, precision: str, penalty: bool, everything: bool) -> Case:
         eager = _stage(preset, precision, True)
         sides["ours, call by call"] = lambda batch: eager.step(index, batch)
     if gpu or everything:
-        sides["compile"] = sides["plain"] if penalty else side(_compiled(preset, precision), BEST)
+        sides["compile"] = side(_compiled(preset, precision, penalty, cuda_graphs=gpu), BEST)
 
     def check() -> None:
         batch = inputs()[0]
@@ -134,8 +136,3 @@ def _case(preset: str, precision: str, penalty: bool, everything: bool) -> Case:
         facts=facts,
         as_called=True,
     )
-
-
-def main(everything: bool = False) -> None:
-    """Runs the benchmark."""
-    run("training", _cases(everything))

@@ -1,13 +1,14 @@
 import json
 import re
 import subprocess
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks import _harness, _plot, floors
+from benchmarks import _harness, _plot, _turns, floors
 from benchmarks._plain_models import BEST, PUBLISHED, plain
 from lddgan_kernels._extension import build_info
 from lddgan_kernels.models import (
@@ -159,6 +160,39 @@ def test_an_interrupted_benchmark_keeps_its_cases(tmp_path, monkeypatch):
     assert [row["name"] for row in stored["rows"]] == ["first"]
     assert not stored["complete"]
     assert stored["summary"]["group"]["eager"]["ratio"] > 0
+
+
+def test_only_some_cases_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(_harness, "RESULTS", tmp_path)
+    monkeypatch.setattr(_harness, "copy_bandwidth", lambda: 1e9)
+    monkeypatch.setattr(_harness, "_commit", lambda: "abc")
+    sides = {"ours": lambda x: x, "eager": lambda x: x + 1}
+    cases = [
+        _harness.Case(name, name, lambda: (torch.ones(8),), sides, lambda: None, bytes_moved=64)
+        for name in ("batch 1", "batch 16")
+    ]
+    assert list(_harness.run("op", cases, seconds=0.01, only="batch 1$")) == ["batch 1"]
+    (path,) = tmp_path.iterdir()
+    stored = json.loads(path.read_text())["op"]
+    assert [row["name"] for row in stored["rows"]] == ["batch 1"]
+    assert not stored["complete"]
+
+
+def test_nobody_times_while_another_prepares(tmp_path, monkeypatch):
+    pytest.importorskip("fcntl")
+    monkeypatch.setattr(_turns, "FOLDER", tmp_path)
+    times = threading.Event()
+
+    def timing():
+        with _turns.machine(alone=True):
+            times.set()
+
+    with _turns.machine(alone=False), _turns.machine(alone=False):
+        thread = threading.Thread(target=timing)
+        thread.start()
+        assert not times.wait(0.2)
+    assert times.wait(60)
+    thread.join()
 
 
 @pytest.mark.parametrize("form", [PUBLISHED, BEST])

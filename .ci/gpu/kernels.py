@@ -78,8 +78,13 @@ def norm_forms(few):
     for dtype in (torch.float32, torch.bfloat16):
         for layout in LAYOUTS:
             # 16 and 9x8 allow packs of either dtype; 20 channels and 7x9 pixels do not.
-            for packs, shape in (("packs", (2, 16, 8, 9)), ("scalar", (2, 20, 7, 9))):
-                for plan in (*PLANS, "given moments"):
+            # The last fills a block's threads, whose packs are then copied past the registers.
+            for packs, shape, plans in (
+                ("packs", (2, 16, 8, 9), (*PLANS, "given moments")),
+                ("scalar", (2, 20, 7, 9), (*PLANS, "given moments")),
+                ("large", (1, 128, 16, 16), ("on chip",)),
+            ):
+                for plan in plans:
                     yield (
                         f"ada_group_norm {str(dtype)[6:]} {layout} {packs} {plan}",
                         lambda d=dtype, a=layout, s=shape, p=plan: check_norm(d, a, s, p),
@@ -225,7 +230,7 @@ def time_norms(shape, bandwidth, groups=32):
         (residual, 2, cut),
     ):
         repeats = max(len(sets), 50)
-        replay = _harness._recorded(call, sets, repeats)
+        replay = _harness.recorded_calls(call, sets, repeats)
         seconds = sorted(_harness._time(replay, True) / repeats for _ in range(7))[3]
         share = tensors * size / seconds / bandwidth
         print(
