@@ -69,8 +69,8 @@ def _forward_kernel(
         tl.store(mean_ptr + index, mean + missed)
         tl.store(rstd_ptr + index, rstd)
     mean = _to_channels(mean, group_of, GB)
+    missed = _to_channels(missed, group_of, GB)
     scale *= _to_channels(rstd, group_of, GB)
-    shift -= _to_channels(missed, group_of, GB) * scale
     channels = c1 + c2
     out_ptr += n.to(tl.int64) * channels * hw
     for start in range(begin, end, PB):
@@ -78,7 +78,7 @@ def _forward_kernel(
         if not ONCHIP:
             x = _read(x_ptr, x2_ptr, bias_ptr, bias_stride, n, c1, c2, hw, channel, position,
                       channel_mask, end, CHANNELS_LAST, HAS_X2, HAS_BIAS)  # fmt: skip
-        y = (x - mean) * scale + shift
+        y = ((x - mean) - missed) * scale + shift
         if SILU:
             y = y * sigmoid(y, out_ptr.dtype.element_ty == tl.float32)
         offset = _offset(channel, position, channels, hw, CHANNELS_LAST)

@@ -21,14 +21,14 @@ ENOUGH = 1 << 13  # programs; past these, they walk further instead
 
 @triton.jit
 def _value(
-    x_ptr, row, column, height, width, channels, channel, mask, mean, gain, shift,
+    x_ptr, row, column, height, width, channels, channel, mask, mean, missed, gain, shift,
     SILU: tl.constexpr,
 ):  # fmt: skip
     """(act(x), x) of the pixels (row, column); zero outside the image."""
     inside = mask & (row >= 0) & (row < height) & (column >= 0) & (column < width)
     x = tl.load(x_ptr + (row * width + column) * channels + channel, mask=inside, other=0.0)
     x = x.to(tl.float32)
-    y = (x - mean) * gain + shift
+    y = ((x - mean) - missed) * gain + shift
     if SILU:
         y = y * sigmoid(y, x_ptr.dtype.element_ty == tl.float32)
     return tl.where(inside, y, 0.0), x
@@ -36,7 +36,7 @@ def _value(
 
 @triton.jit
 def _column(
-    x_ptr, step, column, height, width, channels, channel, mask, mean, gain, shift,
+    x_ptr, step, column, height, width, channels, channel, mask, mean, missed, gain, shift,
     UP: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
     """Vertical sums of one column: (h, s) of the step's first output row, (h, s) of its second.
@@ -45,11 +45,11 @@ def _column(
     """
     if UP:
         h0, s0 = _value(x_ptr, step - 1, column, height, width, channels, channel, mask, mean,
-                        gain, shift, SILU)  # fmt: skip
+                        missed, gain, shift, SILU)  # fmt: skip
         h1, s1 = _value(x_ptr, step, column, height, width, channels, channel, mask, mean,
-                        gain, shift, SILU)  # fmt: skip
+                        missed, gain, shift, SILU)  # fmt: skip
         h2, s2 = _value(x_ptr, step + 1, column, height, width, channels, channel, mask, mean,
-                        gain, shift, SILU)  # fmt: skip
+                        missed, gain, shift, SILU)  # fmt: skip
         return (
             0.25 * h0 + 0.75 * h1,
             0.25 * s0 + 0.75 * s1,
@@ -61,7 +61,7 @@ def _column(
         s = h
         for k in tl.static_range(4):
             y, x = _value(x_ptr, 2 * step - 1 + k, column, height, width, channels, channel, mask,
-                          mean, gain, shift, SILU)  # fmt: skip
+                          mean, missed, gain, shift, SILU)  # fmt: skip
             weight = 0.125 if k == 0 or k == 3 else 0.375
             h += weight * y
             s += weight * x
@@ -110,7 +110,7 @@ def _norm_resample_kernel(
         tl.store(statistics_ptr + tl.cast(samples, tl.int64) * num_groups + index, rstd)
     gain = scale * _to_channels(rstd, group_of, GB)
     mean = _to_channels(mean, group_of, GB)
-    shift -= _to_channels(missed, group_of, GB) * gain
+    missed = _to_channels(missed, group_of, GB)
 
     piece = (tl.program_id(2) * RB + tl.arange(0, RB))[None, :]
     step = piece // segments
@@ -124,15 +124,15 @@ def _norm_resample_kernel(
     s_ptr += n.to(tl.int64) * out_pixels * channels
     first = begin if UP else 2 * begin
     h0, s0, g0, r0 = _column(x_ptr, step, first - 1, height, width, channels, channel, mask, mean,
-                             gain, shift, UP, SILU)  # fmt: skip
+                             missed, gain, shift, UP, SILU)  # fmt: skip
     h1, s1, g1, r1 = _column(x_ptr, step, first, height, width, channels, channel, mask, mean,
-                             gain, shift, UP, SILU)  # fmt: skip
+                             missed, gain, shift, UP, SILU)  # fmt: skip
     for i in range(segment):
         o = begin + i
         here = mask & (o < length)
         at = o + 1 if UP else 2 * o + 1
         h2, s2, g2, r2 = _column(x_ptr, step, at, height, width, channels, channel, here, mean,
-                                 gain, shift, UP, SILU)  # fmt: skip
+                                 missed, gain, shift, UP, SILU)  # fmt: skip
         if UP:
             _write_four(h_ptr, step, o, width, channels, channel, here, h0, h1, h2, g0, g1, g2)
             if SAME:
@@ -141,7 +141,7 @@ def _norm_resample_kernel(
             h1, s1, g1, r1 = h2, s2, g2, r2
         else:
             h3, s3, g3, r3 = _column(x_ptr, step, at + 1, height, width, channels, channel, here,
-                                     mean, gain, shift, UP, SILU)  # fmt: skip
+                                     mean, missed, gain, shift, UP, SILU)  # fmt: skip
             _write(h_ptr, step, o, length, channels, channel, here,
                    0.125 * (h0 + h3) + 0.375 * (h1 + h2))  # fmt: skip
             if SAME:
