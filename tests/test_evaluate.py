@@ -108,14 +108,13 @@ def evaluate_one(rank, port, flags):
     assert main(flags) == 0
 
 
-def test_a_run_is_compared_with_its_images(sets, monkeypatch):
-    folder, (real, _) = sets
-    monkeypatch.setattr(feature_store, "PART", 5)
-    torch.set_num_threads(1)
+def write_run(folder, options=""):
+    """A run in `folder` that was not trained, on the images `real.npz` there."""
     config = config_file.parse(
         f"""
         data = "{folder / "real.npz"}"
         codec = "none"
+        {options}
         [images]
         resolution = 16
         [diffusion]
@@ -129,6 +128,14 @@ def test_a_run_is_compared_with_its_images(sets, monkeypatch):
     run = RunFolder(folder / "run")
     module = networks.build_generator(config)
     files.save_weights(run.generator, module, {"config": config_file.dump(config)})
+    return run
+
+
+def test_a_run_is_compared_with_its_images(sets, monkeypatch):
+    folder, (real, _) = sets
+    monkeypatch.setattr(feature_store, "PART", 5)
+    torch.set_num_threads(1)
+    run = write_run(folder)
     out = folder / "run.json"
     flags = ["--run", folder / "run", "--features", folder / "w.pth", "--out", out]
     small = ["--batch-size", 5, "--device", "cpu"]
@@ -157,25 +164,7 @@ def test_a_run_with_labels_is_judged_by_class(tmp_path, capsys):
     images = rng.integers(0, 256, (20, 16, 16, 3), dtype=np.uint8)
     np.savez(tmp_path / "real.npz", x=images, y=np.arange(20) // 10)
     torch.save(EfficientNetLite0().state_dict(), tmp_path / "w.pth")
-    config = config_file.parse(
-        f"""
-        data = "{tmp_path / "real.npz"}"
-        codec = "none"
-        labels = true
-        classes = 2
-        [images]
-        resolution = 16
-        [diffusion]
-        num_steps = 1
-        [generator]
-        base_channels = 16
-        channel_multipliers = [1, 2]
-        num_blocks = 1
-        """
-    )
-    run = RunFolder(tmp_path / "run")
-    module = networks.build_generator(config)
-    files.save_weights(run.generator, module, {"config": config_file.dump(config)})
+    run = write_run(tmp_path, "labels = true\nclasses = 2")
     flags = ["--run", tmp_path / "run", "--features", tmp_path / "w.pth", "--device", "cpu"]
     out = ["--out", tmp_path / "run.json", "--repeat", 0, "--batch-size", 5]
     assert main([str(flag) for flag in [*flags, *out]]) == 0
