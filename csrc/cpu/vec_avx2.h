@@ -47,13 +47,6 @@ LDDGAN_INLINE Vec max(Vec a, Vec b) { return (Vec)_mm256_max_ps((__m256)a, (__m2
 LDDGAN_INLINE Vec min(Vec a, Vec b) { return (Vec)_mm256_min_ps((__m256)a, (__m256)b); }
 LDDGAN_INLINE Vec sqrt(Vec v) { return (Vec)_mm256_sqrt_ps((__m256)v); }
 
-LDDGAN_INLINE float sum(Vec v) {
-  float part[kWidth];
-  store_raw(part, v);
-  for (int half = kWidth / 2; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) part[i] += part[i + half];
-  }
-  return part[0];
-}
+LDDGAN_INLINE float sum(Vec v) { return sum_by_halves(v); }
 
 }  // namespace lddgan::LDDGAN_ISA

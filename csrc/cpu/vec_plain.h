@@ -45,13 +45,6 @@ LDDGAN_INLINE Vec sqrt(Vec v) {
   return v;
 }
 
-LDDGAN_INLINE float sum(Vec v) {
-  float part[kWidth];
-  store_raw(part, v);
-  for (int half = kWidth / 2; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) part[i] += part[i + half];
-  }
-  return part[0];
-}
+LDDGAN_INLINE float sum(Vec v) { return sum_by_halves(v); }
 
 }  // namespace lddgan::LDDGAN_ISA

@@ -44,4 +44,14 @@ LDDGAN_INLINE void store_raw(T* p, V v) {
 LDDGAN_INLINE Vec load(const float* p) { return load_raw<Vec>(p); }
 LDDGAN_INLINE void store(float* p, Vec v) { store_raw(p, v); }
 
+// For sets without an instruction for it.
+LDDGAN_INLINE float sum_by_halves(Vec v) {
+  float part[kWidth];
+  store_raw(part, v);
+  for (int half = kWidth / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) part[i] += part[i + half];
+  }
+  return part[0];
+}
+
 }  // namespace lddgan::LDDGAN_ISA
