@@ -1,5 +1,11 @@
 #include "cpu/packed_conv2d.h"
 
+#if defined(__linux__)
+#include <ATen/ops/from_blob.h>
+#include <c10/core/CPUAllocator.h>
+#include <sys/mman.h>
+#endif
+
 #include "conv_common.h"
 
 namespace lddgan {
@@ -21,12 +27,40 @@ at::Tensor packed_conv2d_cpu(const at::Tensor& x, const at::Tensor& packed, int6
   return out;
 }
 
+// A copy of weights that are read again and again in one stream, from memory: in pages of 2 MB, as
+// far as they fill such and where Linux gives them, so that no translation is waited for.
+at::Tensor in_large_pages_cpu(const at::Tensor& x) {
+#if defined(MADV_HUGEPAGE)
+  constexpr size_t kPage = size_t(2) << 20;
+  const size_t bytes = x.nbytes(), room = bytes + kPage;
+  TORCH_CHECK(x.is_contiguous(), "in_large_pages: x must be contiguous");
+  void* base = bytes < kPage ? MAP_FAILED
+                             : mmap(nullptr, room, PROT_READ | PROT_WRITE,
+                                    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (base != MAP_FAILED) {
+    void* data = reinterpret_cast<void*>((uintptr_t(base) + kPage - 1) / kPage * kPage);
+    madvise(data, bytes / kPage * kPage, MADV_HUGEPAGE);
+    c10::profiledCPUMemoryReporter().New(data, bytes);
+    const auto release = [base, room](void* data) {
+      c10::profiledCPUMemoryReporter().Delete(data);
+      munmap(base, room);
+    };
+    return at::from_blob(data, x.sizes(), release, x.options()).copy_(x);
+  }
+#endif
+  return x.clone();
+}
+
 TORCH_LIBRARY_FRAGMENT(lddgan, m) {
   m.def(
       "packed_conv2d(Tensor x, Tensor packed, int kernel, Tensor? bias, Tensor? residual) -> "
       "Tensor");
+  m.def("in_large_pages(Tensor x) -> Tensor");
 }
-TORCH_LIBRARY_IMPL(lddgan, CPU, m) { m.impl("packed_conv2d", packed_conv2d_cpu); }
+TORCH_LIBRARY_IMPL(lddgan, CPU, m) {
+  m.impl("packed_conv2d", packed_conv2d_cpu);
+  m.impl("in_large_pages", in_large_pages_cpu);
+}
 
 }  // namespace
 }  // namespace lddgan

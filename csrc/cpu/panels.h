@@ -32,6 +32,8 @@ constexpr int64_t kBlockBytes = 1400 * 1024;
 // reading the weights is most of the work.
 constexpr int64_t kSharedBytes = 2048 * 1024;
 
+constexpr int kLine = 16;  // floats of a cache line
+
 class Scratch {
  public:
   explicit Scratch(int64_t count)
@@ -46,21 +48,24 @@ class Scratch {
 };
 
 // m[kRows][kColumns] += v[kRows][depth] u[depth][kColumns], kColumns being vectors_of(kRows), v in
-// lanes; where `first`, m is 0 before.
-template <int kRows, bool kFetch>
-void multiply(const float* v, const float* u, int64_t depth, float* m, bool first) {
-  constexpr int kVectors = vectors_of(kRows), kColumns = kVectors * kWidth;
+// lanes; where `first`, m is 0 before. Fetches cache lines from `next` on: kLines with each row of
+// u, or where that is 0, `lines` with every kConvLane rows.
+template <int kRows, int kLines>
+void multiply(const float* v, const float* u, int64_t depth, float* m, bool first,
+              const float* next, int64_t lines) {
+  constexpr int kVectors = vectors_of(kRows);
   Vec sums[kRows][kVectors] = {};
   for (int64_t c = 0; c < depth; c += kConvLane, v += kRows * kConvLane) {
+    if constexpr (kLines == 0) {
+      for (int64_t i = 0; i < lines; ++i, next += kLine) __builtin_prefetch(next);
+    }
     for (int lane = 0; lane < kConvLane; lane += kFactors) {
       Factors<kFactors> values[kRows];
 #pragma GCC unroll 14
       for (int r = 0; r < kRows; ++r) values[r].read(v + r * kConvLane + lane);
 #pragma GCC unroll 4
       for (int k = 0; k < kFactors; ++k, u += kConvPanel) {
-        if constexpr (kFetch) {  // the next weights: they come from memory, in one stream
-          for (int i = 0; i < kColumns; i += 16) __builtin_prefetch(u + kDepth * kConvPanel + i);
-        }
+        for (int i = 0; i < kLines; ++i, next += kLine) __builtin_prefetch(next);
         Vec row[kVectors];
         for (int i = 0; i < kVectors; ++i) row[i] = load(u + i * kWidth);
 #pragma GCC unroll 14
@@ -108,15 +113,27 @@ void multiply_panels(const Conv& conv, int64_t begin, int64_t end, const float* 
   constexpr int64_t kProducts = Conv::kCount * kRows * kConvPanel;
   const int64_t panel = kRows * conv.depth, first = begin * kRows;
   const float* u = conv.weight + channel * Conv::kCount * conv.depth;
+  // Weights come from memory, in one stream: while some are multiplied with, the next as many are
+  // fetched, spread over all passes.
+  constexpr int64_t kLinesOfRows = kConvLane * kConvPanel / kLine;
+  const int64_t passes = (end - begin) * (kConvPanel / kColumns);
+  const int64_t lines = (kLinesOfRows + passes - 1) / passes;
+  const auto pass = lines == 2 * kConvLane ? multiply<kRows, 2>
+                    : lines == kConvLane   ? multiply<kRows, 1>
+                                           : multiply<kRows, 0>;
   for (int q = 0; q < Conv::kCount; ++q) {
     for (int64_t c = 0; c < conv.depth; c += kDepth) {
       const int64_t depth = conv.depth - c < kDepth ? conv.depth - c : kDepth;
+      const float* next = u + depth * kConvPanel;
+      int64_t left = kLinesOfRows;
       for (int64_t p = 0; p < end - begin; ++p) {
         const float* from = v + q * stride + p * panel + c * kRows;
         float* to = m + p * kProducts + q * kRows * kConvPanel;
         for (int column = 0; column < kConvPanel; column += kColumns) {
-          p == 0 ? multiply<kRows, true>(from, u + column, depth, to + column, c == 0)
-                 : multiply<kRows, false>(from, u + column, depth, to + column, c == 0);
+          const int64_t now = lines < left ? lines : left;
+          pass(from, u + column, depth, to + column, c == 0, next, now);
+          next += now * kLine * (depth / kConvLane);
+          left -= now;
         }
       }
       u += depth * kConvPanel;

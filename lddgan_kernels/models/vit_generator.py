@@ -67,21 +67,13 @@ class ViTConfig(CommonOptions, ViTOptions, LatentShape):
         return (self.resolution // self.patch_size) ** 2
 
 
-class ViTLinear(torch.nn.Linear):
+class ViTLinear(nn.PackedLinear):
     """A linear layer with the usual initialisation of transformers."""
 
     def reset_parameters(self) -> None:
         super().reset_parameters()  # a seed stands for the same network as ever
         torch.nn.init.normal_(self.weight, std=0.02)
         torch.nn.init.zeros_(self.bias)
-
-
-class LongSkip(ViTLinear):
-    """The linear layer of x and skip (N, T, width) side by side, without the concatenation."""
-
-    def forward(self, x: Tensor, skip: Tensor) -> Tensor:  # type: ignore[override]
-        weight, width = self.weight, x.shape[-1]
-        return F.linear(x, weight[:, :width], self.bias) + F.linear(skip, weight[:, width:])
 
 
 class TokenNorm(nn.AdaGroupNorm):
@@ -103,7 +95,7 @@ class ViTBlock(torch.nn.Module):
         self.num_heads = config.num_heads
         self.norm0 = TokenNorm(width)
         self.norm1 = TokenNorm(width)
-        self.skip = LongSkip(2 * width, width) if long_skip else None
+        self.skip = ViTLinear(2 * width, width) if long_skip else None
         self.qkv = ViTLinear(width, 3 * width)
         self.out = ViTLinear(width, width)
         self.mlp0 = ViTLinear(width, config.mlp_width)

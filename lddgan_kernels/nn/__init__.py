@@ -30,7 +30,7 @@ from lddgan_kernels.nn.group_norm import (
 from lddgan_kernels.nn.group_norm_act import GroupNormAct, folded_rows
 from lddgan_kernels.nn.haar import Haar, InverseHaar
 from lddgan_kernels.nn.init import variance_scaling_
-from lddgan_kernels.nn.linear import Linear
+from lddgan_kernels.nn.linear import Linear, PackedLinear
 from lddgan_kernels.nn.mapping import ClassEmbedding, Mapping, StyleBank
 from lddgan_kernels.nn.minibatch_stddev import MinibatchStddev
 from lddgan_kernels.nn.module_state import ModuleState, is_hooked
@@ -63,6 +63,7 @@ __all__ = [
     "MinibatchStddev",
     "ModuleState",
     "NearestUpsampleConv2d",
+    "PackedLinear",
     "ResampledAdaGroupNorm",
     "ResidualConv",
     "Shortcut",

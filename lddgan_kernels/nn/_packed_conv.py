@@ -10,7 +10,7 @@ from lddgan_kernels.nn.cached import Cached
 from lddgan_kernels.nn.tracing import is_traced
 from lddgan_kernels.ops import packed_conv2d
 from lddgan_kernels.ops.conv3x3 import forward, pack_conv3x3, uses_winograd
-from lddgan_kernels.ops.packed_conv2d import PackedForms, packs
+from lddgan_kernels.ops.packed_conv2d import PackedForms, in_large_pages, packs
 
 Packed = TypeVar("Packed")
 
@@ -73,4 +73,4 @@ def _pack(
 
 
 def _for_winograd(weight: Callable[[], Tensor]) -> Tensor:
-    return pack_conv3x3(weight())
+    return in_large_pages(pack_conv3x3(weight()))

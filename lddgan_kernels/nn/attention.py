@@ -5,9 +5,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lddgan_kernels.nn import init
+from lddgan_kernels.nn._packed_conv import PackedConv
 from lddgan_kernels.nn.feature_map import FeatureMap, as_map
 from lddgan_kernels.nn.group_norm import GroupNorm
-from lddgan_kernels.nn.linear import Linear
+from lddgan_kernels.nn.linear import Linear, linear
 
 
 def attend(qkv: Tensor, num_heads: int = 1) -> Tensor:
@@ -21,9 +22,11 @@ class TokenConv(nn.Conv2d):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 1)
+        self.packed = PackedConv()
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.flatten(1), self.bias)
+        packed = None if self.training else self.packed
+        return linear(x, self.weight.flatten(1), self.bias, packed)
 
 
 class Attention(nn.Module):

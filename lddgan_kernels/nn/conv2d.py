@@ -165,6 +165,8 @@ class Shortcut(Conv2d):
         """
         x, weight = as_tensor(x), self.weight
         channels = slice(first, first + x.shape[1])
+        if factor is None and self.runs_packed(x, weight):
+            factor = 1.0
         if factor is not None:
             packed = self._packed_slices.setdefault((first, factor), PackedConv(factor, channels))
             return packed(x, weight, residual=residual, overwrite=not self._forward_hooks)

@@ -1,11 +1,49 @@
-"""Linear layers that start as in DDPM."""
+"""Linear layers that start as in DDPM, and what runs linear layers of tokens."""
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from lddgan_kernels.nn import init
+from lddgan_kernels.nn._packed_conv import PackedConv
 
 
-class Linear(nn.Linear):
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, packed: PackedConv | None) -> Tensor:
+    """F.linear(x, weight, bias), of tokens (N, T, C) by what is fastest on this processor.
+
+    Args:
+        x, weight, bias: as in PyTorch.
+        packed: keeps this weight packed for inference; None in training.
+    """
+    if packed is not None and x.ndim == 3:
+        # As a 1x1 convolution of an image of T rows.
+        image, kernel = x.transpose(1, 2).unsqueeze(-1), weight[:, :, None, None]
+        if packed.suits(image, kernel):
+            return packed(image, kernel, bias).squeeze(-1).transpose(1, 2)
+    return F.linear(x, weight, bias)
+
+
+class PackedLinear(nn.Linear):
+    """A linear layer whose weight is packed once for inference on tokens (N, T, C).
+
+    Args:
+        in_features, out_features: as in PyTorch.
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features)
+        self.packed = PackedConv(), PackedConv()
+
+    def forward(self, x: Tensor, x2: Tensor | None = None) -> Tensor:
+        """(..., in_features) to (..., out_features); x2 as if concatenated to x on features."""
+        first, second = (None, None) if self.training else self.packed
+        if x2 is None:
+            return linear(x, self.weight, self.bias, first)
+        weight, width = self.weight, x.shape[-1]
+        h = linear(x, weight[:, :width], self.bias, first)
+        return h + linear(x2, weight[:, width:], None, second)
+
+
+class Linear(PackedLinear):
     """A linear layer, (..., in_features) to (..., out_features).
 
     Args:

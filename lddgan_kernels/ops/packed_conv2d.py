@@ -137,7 +137,8 @@ def pack_conv2d(weight: Tensor, size: Size) -> PackedWeight:
     shape = tuple(weight.shape)
     if _suits_kernel(weight, size):
         panels = weight.detach().permute(2, 3, 1, 0).reshape(-1, shape[0] // PANEL, PANEL)
-        return PackedWeight(panels.transpose(0, 1).contiguous(), shape, size)
+        panels = panels.transpose(0, 1).contiguous()
+        return PackedWeight(in_large_pages(panels), shape, size)
     n, h, w = size
     pad = (weight.shape[2] // 2, weight.shape[3] // 2)
     plain = weight.detach().contiguous().to_mkldnn()
@@ -145,6 +146,14 @@ def pack_conv2d(weight: Tensor, size: Size) -> PackedWeight:
         plain, pad, _ONE, _ONE, 1, [n, weight.shape[1], h, w]
     )
     return PackedWeight(packed, shape, size)
+
+
+def in_large_pages(packed: Tensor) -> Tensor:
+    """A copy of packed weights, which are read in one stream and from memory, for being kept.
+
+    Where Linux gives pages of 2 MB, in such.
+    """
+    return torch.ops.lddgan.in_large_pages(packed)
 
 
 def _suits_kernel(weight: Tensor, size: Size) -> bool:
@@ -244,3 +253,7 @@ if _extension.is_loaded():
     ) -> Tensor:
         shape = (x.shape[0], packed.shape[0] * PANEL, x.shape[2], x.shape[3])
         return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+    @torch.library.register_fake("lddgan::in_large_pages")
+    def _(x: Tensor) -> Tensor:
+        return torch.empty_like(x)

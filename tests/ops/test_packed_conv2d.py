@@ -9,7 +9,13 @@ import torch.nn.functional as F
 from lddgan_kernels import _extension, use_backend
 from lddgan_kernels._bfloat16 import multiplies_bfloat16
 from lddgan_kernels.ops import packed_conv2d
-from lddgan_kernels.ops.packed_conv2d import MOST_FORMS, PackedForms, pack_conv2d, packs
+from lddgan_kernels.ops.packed_conv2d import (
+    MOST_FORMS,
+    PackedForms,
+    in_large_pages,
+    pack_conv2d,
+    packs,
+)
 from lddgan_kernels.testing import (
     INSTRUCTION_SETS,
     assert_error_rule,
@@ -242,3 +248,13 @@ def test_no_call_reorders_a_weight(isa):
             assert ",exec,cpu,reorder," not in line
             convolutions += 1
     assert convolutions >= 102  # the others are our kernel's
+
+
+@pytest.mark.skipif(not _extension.is_loaded(), reason="the extension is not compiled")
+@pytest.mark.parametrize("count", [1, 1000, (1 << 19) - 1, 1 << 19, (3 << 19) + 5])
+def test_a_copy_in_large_pages_is_equal_and_apart(count):
+    x = torch.randn(count)
+    copy = in_large_pages(x)
+    assert torch.equal(copy, x)
+    x.zero_()
+    assert copy.count_nonzero() > 0.9 * count
