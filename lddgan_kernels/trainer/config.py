@@ -104,7 +104,10 @@ class GanTraining:
     r1_every: Count = 10
     """Steps between two gradient penalties."""
     reconstruction: Literal["weighted", "constant", "none"] = "weighted"
-    """L1 loss of the generator: Weighted Learning, weight 1, or none."""
+    """Reconstruction loss of the generator: Weighted Learning, weight 1, or none."""
+    squared_from: Whole | None = None
+    """Step t from which on it is the squared difference, which covers rare images better, in place
+    of the absolute one; left out: nowhere, as published."""
     delta: NonNegative = 6.0
     """Weighted Learning: its weight falls from sigmoid(delta) to sigmoid(-delta)."""
 

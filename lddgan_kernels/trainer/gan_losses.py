@@ -29,7 +29,7 @@ def discriminator_loss(
 
 
 def generator_loss(
-    gan: GanTraining, fake: Tensor, x0: Tensor, predicted: Tensor, progress: Tensor
+    gan: GanTraining, fake: Tensor, x0: Tensor, predicted: Tensor, t: Tensor, progress: Tensor
 ) -> tuple[Tensor, Metrics]:
     """The generator's loss, a scalar: L_adv + lambda L_rec (equation 8).
 
@@ -38,14 +38,16 @@ def generator_loss(
         fake: (N, 1) logits of an x_t drawn from `predicted`.
         x0: (N, C, H, W), the data.
         predicted: (N, C, H, W), the generator's x_0.
+        t: (N,), the steps.
         progress: of training, 0..1, 0-dim: a tensor, as a step may be replayed as a CUDA graph.
     """
     loss = non_saturating_generator(fake)
-    metrics = {"generator": loss, "reconstruction": reconstruction_loss(x0, predicted)}
+    reconstruction = reconstruction_loss(x0, predicted, t, gan.squared_from)
+    metrics = {"generator": loss, "reconstruction": reconstruction}
     if gan.reconstruction == "weighted":
-        loss = loss + reconstruction_weight(progress, gan.delta) * metrics["reconstruction"]
+        loss = loss + reconstruction_weight(progress, gan.delta) * reconstruction
     elif gan.reconstruction == "constant":
-        loss = loss + metrics["reconstruction"]
+        loss = loss + reconstruction
     return loss, _detached(metrics)
 
 
@@ -73,9 +75,20 @@ def gradient_penalty(real: Tensor, x_t: Tensor) -> Tensor:
     return gradient.float().square().sum(dim=(1, 2, 3)).mean()
 
 
-def reconstruction_loss(x0: Tensor, predicted: Tensor) -> Tensor:
-    """Mean absolute difference, a scalar (equation 7)."""
-    return F.l1_loss(predicted.float(), x0.float())
+def reconstruction_loss(
+    x0: Tensor, predicted: Tensor, t: Tensor, squared_from: int | None = None
+) -> Tensor:
+    """Mean absolute difference (equation 7), for images of t >= squared_from squared; a scalar.
+
+    Of the x_0 that one x_t may come from, the absolute difference draws the prediction to the
+    median, which leaves minorities out, the squared one to the mean, where each has its share. In
+    little noise there is one such x_0, and the absolute difference is the sharper of the two.
+    """
+    difference = (predicted.float() - x0.float()).abs()
+    if squared_from is not None:
+        much_noise = (t >= squared_from).view(-1, *[1] * (x0.dim() - 1))
+        difference = torch.where(much_noise, difference.square(), difference)
+    return difference.mean()
 
 
 def reconstruction_weight(progress: Tensor, delta: float = 6.0) -> Tensor:

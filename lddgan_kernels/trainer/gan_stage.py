@@ -122,7 +122,9 @@ class GanStage:
             predicted, fake = self._denoise(drawn)
             with autocast(self.config, self.device):
                 fake_logit = self._judge(fake, drawn)
-            loss, part = gan_losses.generator_loss(gan, fake_logit, drawn.x0, predicted, progress)
+            loss, part = gan_losses.generator_loss(
+                gan, fake_logit, drawn.x0, predicted, drawn.t, progress
+            )
             self._backward(loss, part, metrics)
         self._update(self.generator_optimizer)
         self.discriminator.requires_grad_(True)

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from lddgan_kernels.trainer import gan_losses
+from lddgan_kernels.trainer.config import GanTraining
 from lddgan_kernels.trainer.ema import Ema
 from lddgan_kernels.trainer.optimizers import learning_rate
 from lddgan_kernels.trainer.stage import step_seed
@@ -33,8 +34,35 @@ def test_gradient_penalty_of_a_known_function():
 
 
 def test_reconstruction_loss_is_the_mean_difference():
-    a, b = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
-    torch.testing.assert_close(gan_losses.reconstruction_loss(a, b), (a - b).abs().mean())
+    a, b, t = torch.randn(3, 3, 4, 4), torch.randn(3, 3, 4, 4), torch.tensor([1, 2, 3])
+    loss = gan_losses.reconstruction_loss
+    torch.testing.assert_close(loss(a, b, t), (a - b).abs().mean())
+    torch.testing.assert_close(loss(a, b, t, 4), (a - b).abs().mean())
+    torch.testing.assert_close(loss(a, b, t, 0), (a - b).square().mean())
+    parts = (a - b)[0].abs().sum() + (a - b)[1:].square().sum()
+    torch.testing.assert_close(loss(a, b, t, 2), parts / a.numel())
+
+
+@pytest.mark.parametrize(("squared_from", "drawn_to"), [(None, 0.0), (5, 0.4), (6, 0.0)])
+def test_minorities_count_where_the_difference_is_squared(squared_from, drawn_to):
+    """Of what is 0 six times in ten and 1 otherwise, the median is 0 and the mean 0.4."""
+    x0, t = torch.tensor([0.0] * 6 + [1.0] * 4), torch.full((10,), 5)
+    guesses = torch.linspace(-0.5, 1.5, 21)
+    losses = [
+        gan_losses.reconstruction_loss(x0, guess.expand(10), t, squared_from) for guess in guesses
+    ]
+    assert guesses[torch.stack(losses).argmin()].item() == pytest.approx(drawn_to, abs=1e-6)
+
+
+@pytest.mark.parametrize("squared_from", [None, 1])
+def test_the_generator_loss_squares_as_configured(squared_from):
+    gan = GanTraining(reconstruction="constant", squared_from=squared_from)
+    logits, x0, x = torch.randn(2, 1), torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    t = torch.tensor([0, 1])
+    loss, metrics = gan_losses.generator_loss(gan, logits, x0, x, t, torch.tensor(0.5))
+    expected = gan_losses.reconstruction_loss(x0, x, t, squared_from)
+    torch.testing.assert_close(metrics["reconstruction"], expected)
+    torch.testing.assert_close(loss, metrics["generator"] + expected)
 
 
 def test_weighted_learning_falls_from_one_to_nothing():
