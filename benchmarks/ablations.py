@@ -4,8 +4,9 @@
     python -m benchmarks ablations --only losses --epochs 100
 
 Trains each variant of a preset with several seeds and writes means and spreads as `ablations.md`:
-the adversary alone, with a constant reconstruction loss, with Weighted Learning (the LDDGAN paper's
-Table 6); a latent with a KL term against one without (Table 7); U-ViT for U-Net (Table 12).
+the adversary alone, with a constant reconstruction loss (of absolute differences, or squared where
+there is much noise), with Weighted Learning (the LDDGAN paper's Table 6); a latent with a KL term
+against one without (Table 7); U-ViT for U-Net (Table 12).
 """
 
 import argparse
@@ -23,9 +24,16 @@ from lddgan_kernels.trainer.network_files import load_system
 VARIANTS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
     "losses": {
         "adversary alone": {"gan": {"reconstruction": "none"}},
-        "+ reconstruction": {"gan": {"reconstruction": "constant"}},
-        "+ Weighted Learning": {"gan": {"reconstruction": "weighted"}},
-        "+ Weighted Learning, delta 6": {"gan": {"reconstruction": "weighted", "delta": 6.0}},
+        "+ reconstruction": {"gan": {"reconstruction": "constant", "squared_from": None}},
+        "+ reconstruction, squared in much noise": {
+            "gan": {"reconstruction": "constant", "squared_from": 3}
+        },
+        "+ Weighted Learning, delta 2": {
+            "gan": {"reconstruction": "weighted", "squared_from": None, "delta": 2.0}
+        },
+        "+ Weighted Learning, delta 6": {
+            "gan": {"reconstruction": "weighted", "squared_from": None, "delta": 6.0}
+        },
     },
     "latent": {
         "no KL term": {},
