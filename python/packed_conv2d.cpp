@@ -33,7 +33,6 @@ at::Tensor in_large_pages_cpu(const at::Tensor& x) {
 #if defined(MADV_HUGEPAGE)
   constexpr size_t kPage = size_t(2) << 20;
   const size_t bytes = x.nbytes(), room = bytes + kPage;
-  TORCH_CHECK(x.is_contiguous(), "in_large_pages: x must be contiguous");
   void* base = bytes < kPage ? MAP_FAILED
                              : mmap(nullptr, room, PROT_READ | PROT_WRITE,
                                     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -48,7 +47,7 @@ at::Tensor in_large_pages_cpu(const at::Tensor& x) {
     return at::from_blob(data, x.sizes(), release, x.options()).copy_(x);
   }
 #endif
-  return x.clone();
+  return x.clone(at::MemoryFormat::Contiguous);
 }
 
 TORCH_LIBRARY_FRAGMENT(lddgan, m) {

@@ -83,7 +83,7 @@ class TokenNorm(nn.AdaGroupNorm):
         super().__init__(channels, activation=None)
 
     def forward(self, x: Tensor, style: nn.Style) -> Tensor:  # type: ignore[override]
-        return super().forward(x.transpose(1, 2).unsqueeze(-1), style).squeeze(-1).transpose(1, 2)
+        return nn.image_to_tokens(super().forward(nn.tokens_to_image(x), style))
 
 
 class ViTBlock(torch.nn.Module):

@@ -41,6 +41,7 @@ from lddgan_kernels.nn.time_embedding import (
     TimeEmbedding,
     timestep_embedding,
 )
+from lddgan_kernels.nn.tokens import image_to_tokens, tokens_to_image
 from lddgan_kernels.nn.tracing import is_traced
 
 __all__ = [
@@ -80,10 +81,12 @@ __all__ = [
     "fold_nearest",
     "folded_rows",
     "group_count",
+    "image_to_tokens",
     "in_fastest_layout",
     "is_hooked",
     "is_traced",
     "largest_group_count",
     "timestep_embedding",
+    "tokens_to_image",
     "variance_scaling_",
 ]

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from lddgan_kernels.nn import init
 from lddgan_kernels.nn._packed_conv import PackedConv
+from lddgan_kernels.nn.tokens import image_to_tokens, tokens_to_image
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, packed: PackedConv | None) -> Tensor:
@@ -15,10 +16,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, packed: PackedConv | 
         packed: keeps this weight packed for inference; None in training.
     """
     if packed is not None and x.ndim == 3:
-        # As a 1x1 convolution of an image of T rows.
-        image, kernel = x.transpose(1, 2).unsqueeze(-1), weight[:, :, None, None]
+        image, kernel = tokens_to_image(x), weight[:, :, None, None]  # of a 1x1 convolution
         if packed.suits(image, kernel):
-            return packed(image, kernel, bias).squeeze(-1).transpose(1, 2)
+            return image_to_tokens(packed(image, kernel, bias))
     return F.linear(x, weight, bias)
 
 

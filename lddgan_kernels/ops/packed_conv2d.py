@@ -137,8 +137,7 @@ def pack_conv2d(weight: Tensor, size: Size) -> PackedWeight:
     shape = tuple(weight.shape)
     if _suits_kernel(weight, size):
         panels = weight.detach().permute(2, 3, 1, 0).reshape(-1, shape[0] // PANEL, PANEL)
-        panels = panels.transpose(0, 1).contiguous()
-        return PackedWeight(in_large_pages(panels), shape, size)
+        return PackedWeight(in_large_pages(panels.transpose(0, 1)), shape, size)
     n, h, w = size
     pad = (weight.shape[2] // 2, weight.shape[3] // 2)
     plain = weight.detach().contiguous().to_mkldnn()
@@ -149,7 +148,7 @@ def pack_conv2d(weight: Tensor, size: Size) -> PackedWeight:
 
 
 def in_large_pages(packed: Tensor) -> Tensor:
-    """A copy of packed weights, which are read in one stream and from memory, for being kept.
+    """A contiguous copy of packed weights, which are read in one stream, for being kept.
 
     Where Linux gives pages of 2 MB, in such.
     """
@@ -256,4 +255,4 @@ if _extension.is_loaded():
 
     @torch.library.register_fake("lddgan::in_large_pages")
     def _(x: Tensor) -> Tensor:
-        return torch.empty_like(x)
+        return x.new_empty(x.shape)
