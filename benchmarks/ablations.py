@@ -87,8 +87,10 @@ def main(arguments: list[str]) -> None:
                 changed = dataclasses.replace(changed_by(config, changes), seed=seed)
                 name = f"{table}: {variant}, seed {seed}"
                 if name not in study.rows:
+                    # What two tables have unchanged is trained once.
+                    trained = name if changes else f"unchanged, seed {seed}"
                     folder = study.trained(
-                        _slug(name), lambda changed=changed: changed, options.device
+                        _slug(trained), lambda changed=changed: changed, options.device
                     )
                     system = load_system(folder.generator, options.device)
                     study.judged(name, system, judge, options.samples)
