@@ -104,7 +104,9 @@ class GanTraining:
     r1_every: Count = 10
     """Steps between two gradient penalties."""
     reconstruction: Literal["weighted", "constant", "none"] = "weighted"
-    """Reconstruction loss of the generator: Weighted Learning, weight 1, or none."""
+    """Reconstruction loss of the generator: by Weighted Learning, of constant weight, or none."""
+    reconstruction_weight: NonNegative = 1.0
+    """Its weight; of Weighted Learning's, times this."""
     squared_from: Whole | None = None
     """Step t from which on it is the squared difference, which covers rare images better, in place
     of the absolute one; left out: nowhere, as published."""

@@ -44,10 +44,9 @@ def generator_loss(
     loss = non_saturating_generator(fake)
     reconstruction = reconstruction_loss(x0, predicted, t, gan.squared_from)
     metrics = {"generator": loss, "reconstruction": reconstruction}
-    if gan.reconstruction == "weighted":
-        loss = loss + reconstruction_weight(progress, gan.delta) * reconstruction
-    elif gan.reconstruction == "constant":
-        loss = loss + reconstruction
+    if gan.reconstruction != "none":
+        weight = weighted_learning(progress, gan.delta) if gan.reconstruction == "weighted" else 1.0
+        loss = loss + gan.reconstruction_weight * weight * reconstruction
     return loss, _detached(metrics)
 
 
@@ -91,8 +90,8 @@ def reconstruction_loss(
     return difference.mean()
 
 
-def reconstruction_weight(progress: Tensor, delta: float = 6.0) -> Tensor:
-    """Weighted Learning: the weight of the reconstruction loss at `progress` of training, 0..1.
+def weighted_learning(progress: Tensor, delta: float = 6.0) -> Tensor:
+    """The weight of the reconstruction loss at `progress` of training, 0..1.
 
     lambda = 1 / (1 + exp(phi)), phi = -delta + 2 delta progress: it falls from 0.9975 to 0.0025, so
     that the reconstruction leads at first and the adversary in the end. (Equation 9 as printed

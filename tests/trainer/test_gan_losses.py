@@ -54,20 +54,28 @@ def test_minorities_count_where_the_difference_is_squared(squared_from, drawn_to
     assert guesses[torch.stack(losses).argmin()].item() == pytest.approx(drawn_to, abs=1e-6)
 
 
-@pytest.mark.parametrize("squared_from", [None, 1])
-def test_the_generator_loss_squares_as_configured(squared_from):
-    gan = GanTraining(reconstruction="constant", squared_from=squared_from)
+@pytest.mark.parametrize(
+    ("options", "weight"),
+    [
+        ({"reconstruction": "none"}, 0.0),
+        ({"reconstruction": "constant"}, 1.0),
+        ({"reconstruction": "constant", "squared_from": 1, "reconstruction_weight": 3.0}, 3.0),
+        ({"reconstruction": "weighted", "reconstruction_weight": 3.0}, 1.5),
+    ],
+)
+def test_the_generator_loss_weighs_and_squares_as_configured(options, weight):
+    gan = GanTraining(**options)
     logits, x0, x = torch.randn(2, 1), torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
     t = torch.tensor([0, 1])
     loss, metrics = gan_losses.generator_loss(gan, logits, x0, x, t, torch.tensor(0.5))
-    expected = gan_losses.reconstruction_loss(x0, x, t, squared_from)
+    expected = gan_losses.reconstruction_loss(x0, x, t, gan.squared_from)
     torch.testing.assert_close(metrics["reconstruction"], expected)
-    torch.testing.assert_close(loss, metrics["generator"] + expected)
+    torch.testing.assert_close(loss, metrics["generator"] + weight * expected)
 
 
 def test_weighted_learning_falls_from_one_to_nothing():
     def weight(progress, *delta):
-        return gan_losses.reconstruction_weight(torch.tensor(progress), *delta).item()
+        return gan_losses.weighted_learning(torch.tensor(progress), *delta).item()
 
     assert weight(0.0) == pytest.approx(0.9975, abs=5e-5)
     assert weight(0.5) == pytest.approx(0.5)
