@@ -20,19 +20,20 @@ from lddgan_kernels.trainer import config_file
 from lddgan_kernels.trainer.config import Config
 from lddgan_kernels.trainer.network_files import load_system
 
+_AS_PUBLISHED = {"squared_from": None, "reconstruction_weight": 1.0}
 # Fields that each variant changes, by table.
 VARIANTS: dict[str, dict[str, dict[str, dict[str, Any]]]] = {
     "losses": {
         "adversary alone": {"gan": {"reconstruction": "none"}},
-        "+ reconstruction": {"gan": {"reconstruction": "constant", "squared_from": None}},
+        "+ reconstruction": {"gan": {"reconstruction": "constant"} | _AS_PUBLISHED},
         "+ reconstruction, squared in much noise": {
-            "gan": {"reconstruction": "constant", "squared_from": 3}
+            "gan": {"reconstruction": "constant", "squared_from": 3, "reconstruction_weight": 5.0}
         },
         "+ Weighted Learning, delta 2": {
-            "gan": {"reconstruction": "weighted", "squared_from": None, "delta": 2.0}
+            "gan": {"reconstruction": "weighted", "delta": 2.0} | _AS_PUBLISHED
         },
         "+ Weighted Learning, delta 6": {
-            "gan": {"reconstruction": "weighted", "squared_from": None, "delta": 6.0}
+            "gan": {"reconstruction": "weighted", "delta": 6.0} | _AS_PUBLISHED
         },
     },
     "latent": {
