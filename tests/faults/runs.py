@@ -130,6 +130,7 @@ PHASES = {
 
 def signal_in(folder: Path, phase: str, numbers: list[int]) -> None:
     """Sends signals to itself at the second call of what a phase does; the first, of the last."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored under nohup, by runs too
     owner, name = PHASES[phase]
     function, calls = getattr(owner, name), []
 
