@@ -106,10 +106,10 @@ class GanTraining:
     reconstruction: Literal["weighted", "constant", "none"] = "weighted"
     """Reconstruction loss of the generator: by Weighted Learning, of constant weight, or none."""
     reconstruction_weight: NonNegative = 1.0
-    """Its weight; of Weighted Learning's, times this."""
+    """Weight of the reconstruction loss; Weighted Learning's is multiplied by it."""
     squared_from: Whole | None = None
-    """Step t from which on it is the squared difference, which covers rare images better, in place
-    of the absolute one; left out: nowhere, as published."""
+    """Step t from which on the reconstruction loss is the squared difference, which covers rare
+    images better, in place of the absolute one; left out: nowhere, as published."""
     delta: NonNegative = 6.0
     """Weighted Learning: its weight falls from sigmoid(delta) to sigmoid(-delta)."""
 
